@@ -1,0 +1,4758 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""asfc, the Airflow Scheduler Failover Controller: one scheduler, always, and never two.
+
+One controller runs on each node (`python3 asfc.py start`). One of them is active and keeps one
+`airflow scheduler` running on one node: it starts it again where it died, and moves it when that
+fails. The others stand by and watch the active one's heartbeat. All they share is the metadata
+service. This file needs Python 3.6 or newer, its standard library, ssh between the nodes, and the
+command-line client of the database (none for SQLite). It never imports Airflow.
+
+What it promises
+    At most one controller is active, and what it sends takes effect on a node only until that node
+    has heard of a newer one. At most one scheduler runs. No lost or unclear answer is ever read as
+    "not running". Stopping, upgrading or losing controllers does not touch a healthy scheduler.
+
+What it does not promise
+    While a node where a scheduler may run does not answer, nothing is started anywhere: its silence
+    proves nothing yet. asfc then waits, alerts, and says which answer it waits for. A scheduler that
+    SIGKILL can't end, and one that a person starts by hand, run beside another until the next turn.
+
+The clock
+    CLOCK_BOOTTIME of each host, never a wall clock, and never two hosts' clocks compared. Only their
+    rates may not differ by a tenth.
+
+The words
+    node       a host named in scheduler_nodes_in_cluster
+    active     the one controller that acts; its node is the active failover node
+    standby    every other controller
+    active scheduler node   the node that is to run the scheduler
+    lease      the right to be active; it ends unless renewed by a heartbeat
+    term       the reign of one active controller, counted up
+    move       numbers the attempts to start; the pair (term, move) orders all that nodes are sent
+    gate       what a node keeps of that pair, to refuse whatever comes too late
+    intent     a start that a node has begun and whose process it has not seen yet
+    possible nodes   all nodes where a scheduler may be alive or may still start
+    instance   the random id of one run of a controller
+    h, i, c    heartbeat timeout, heartbeat interval (h / 10), time limit of a query to a node
+
+The order of this file
+    errors, the door to the world, configuration, values, metadata services, nodes, health evidence,
+    alerts, lease, decision, the failover controller, the demo, the command line. Each section uses
+    only what stands above it.
+"""
+import argparse
+import base64
+import collections
+import configparser
+import fcntl
+import json
+import logging
+import os
+
+import re
+import selectors
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from typing import (Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
+                    Sequence, Set, Tuple)
+
+__version__ = "2.0.0"
+
+
+###############################################################################
+# Errors ######################################################################
+###############################################################################
+
+
+class AsfcError(Exception):
+    """The root of all errors that end a verb with one clear line. Each knows its exit status."""
+    exit_status = 1
+
+
+class ConfigurationError(AsfcError):
+    """The configuration can't be used; its text names each problem, its place and the remedy."""
+    exit_status = 78  # EX_CONFIG: systemd's RestartPreventExitStatus stops there
+
+
+class MetadataError(AsfcError):
+    """The metadata service is away, refuses, is too slow, or answers something that can't be."""
+    exit_status = 69  # EX_UNAVAILABLE
+
+
+class RefusedError(AsfcError):
+    """What was asked for can't be done now: something else that runs is in the way."""
+    exit_status = 75  # EX_TEMPFAIL
+
+
+class UsageError(AsfcError):
+    """The command line can't be understood."""
+    exit_status = 2
+
+
+###############################################################################
+# The door to the world #######################################################
+###############################################################################
+
+
+class Command(NamedTuple):
+    """A command line for the operating system, with the time in seconds that it may take.
+
+    `environment` is added to this process's own. `request` is what the command was made from; the
+    door ignores it, a simulated world answers it.
+    """
+    argv: Tuple[str, ...]
+    timeout_s: float
+    stdin: str = ""
+    environment: Optional[Dict[str, str]] = None
+    request: Any = None
+
+
+class CommandResult(NamedTuple):
+    """What became of a command: its exit status, or None and the problem in one line."""
+    status: Optional[int]
+    stdout: str
+    stderr: str
+    problem: str = ""
+
+
+class _RunningCommand:
+    """A child process in a process group of its own, with its pipes and its deadline."""
+    MOST_OUTPUT = 4 * 1024 * 1024  # bytes; a command that says more is cut off
+
+    def __init__(self, command: Command, now: float) -> None:
+        self.deadline = now + command.timeout_s
+        self.timeout_s = command.timeout_s
+        self.output = {"stdout": bytearray(), "stderr": bytearray()}
+        self.stdin_rest = command.stdin.encode("utf-8")
+        self.problem = ""
+        environment = dict(os.environ, **command.environment) if command.environment else None
+        self.process = subprocess.Popen(
+            command.argv, stdin=subprocess.PIPE if self.stdin_rest else subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+            start_new_session=True)
+
+    def pipes(self) -> List[Tuple[Any, int, str]]:
+        """The open pipes, each with the event to wait for and its name."""
+        process = self.process
+        named = [(process.stdout, selectors.EVENT_READ, "stdout"),
+                 (process.stderr, selectors.EVENT_READ, "stderr")]
+        if process.stdin:
+            named.append((process.stdin, selectors.EVENT_WRITE, "stdin"))
+        return named
+
+    def transfer(self, pipe: Any, name: str) -> bool:
+        """Move what can be moved through a pipe that is ready; False when it is at its end."""
+        try:
+            if name == "stdin":
+                self.stdin_rest = self.stdin_rest[os.write(pipe.fileno(), self.stdin_rest[:4096]):]
+                return bool(self.stdin_rest)
+            data = os.read(pipe.fileno(), 65536)
+        except OSError:
+            return False  # the command closed its end: what it answers tells why
+        if len(self.output[name]) < self.MOST_OUTPUT:
+            self.output[name] += data
+        return bool(data)
+
+    def kill(self) -> None:
+        """End the whole process group; only while the leader is not reaped, so its id is ours."""
+        if self.process.returncode is None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except OSError:
+                pass
+        self.problem = "no answer within {:g} s".format(self.timeout_s)
+
+    def result(self) -> CommandResult:
+        """Reap the process and say what became of it."""
+        status = self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if pipe:
+                try:
+                    pipe.close()
+                except OSError:
+                    pass
+        texts = [bytes(self.output[name]).decode("utf-8", "replace") for name in ("stdout", "stderr")]
+        return CommandResult(None if self.problem else status, texts[0], texts[1], self.problem)
+
+
+class World:
+    """The one door to everything outside this process.
+
+    Time, waiting, threads, files, locks, subprocesses, sockets and signals are reached through it
+    alone, so a test can hand in a world of its own and drive the same code through virtual time.
+    """
+    # CLOCK_BOOTTIME goes on while the machine is suspended, and nobody sets it. Python 3.6 has no
+    # name for it; its number on Linux is 7. CLOCK_MONOTONIC would stand still in a suspend.
+    CLOCK = getattr(time, "CLOCK_BOOTTIME", 7)
+
+    def __init__(self) -> None:
+        self._wakers: Dict[str, threading.Event] = {}
+
+    # -- time and identity
+
+    def now(self) -> float:
+        """Seconds on the clock of this host that never jumps and never stops."""
+        return time.clock_gettime(self.CLOCK)
+
+    def utc_text(self) -> str:
+        """The wall clock as UTC text: for people to read, never to decide by."""
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()) + " UTC"
+
+    def host_name(self) -> str:
+        return socket.gethostname()
+
+    def environment(self) -> Mapping[str, str]:
+        return os.environ
+
+    def random_id(self) -> str:
+        """A fresh random name of 16 hexadecimal digits."""
+        return os.urandom(8).hex()
+
+    # -- threads and waiting
+
+    def mutex(self) -> Any:
+        """A lock between the loops of one process, to be used in a `with` statement."""
+        return threading.Lock()
+
+    def run_loops(self, steps: Mapping[str, Callable[[], Optional[float]]]) -> None:
+        """Call each step in a thread of its own, again and again, until it returns None.
+
+        A step returns the seconds after which it wants to be called next; `wake` calls it sooner.
+        Returns when every loop has ended.
+        """
+        self._wakers.update((name, threading.Event()) for name in steps)
+        threads = [threading.Thread(target=self._loop, args=(name, step), name=name, daemon=True)
+                   for name, step in steps.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _loop(self, name: str, step: Callable[[], Optional[float]]) -> None:
+        waker = self._wakers[name]
+        delay = step()
+        while delay is not None:
+            waker.wait(max(0.0, delay))
+            waker.clear()
+            delay = step()
+
+    def wake(self, name: str) -> None:
+        """Have the loop of this name call its step now, or again if it is in it."""
+        if name in self._wakers:
+            self._wakers[name].set()
+
+    def on_stop_signal(self, handler: Callable[[str], None]) -> None:
+        """Call the handler with the signal's name when this process is asked to stop."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _: handler(signal.Signals(received).name))
+
+    # -- subprocesses
+
+    def run(self, commands: Sequence[Command]) -> List[CommandResult]:
+        """Run commands at the same time, each in its own process group, and return their results.
+
+        A command that is not done within its time is killed with its group. Takes no longer than
+        the longest time limit among them. A program that can't be started is a result too.
+        """
+        results: List[Optional[CommandResult]] = [None] * len(commands)
+        running: Dict[int, _RunningCommand] = {}
+        with selectors.DefaultSelector() as selector:
+            for index, command in enumerate(commands):
+                try:
+                    running[index] = started = _RunningCommand(command, self.now())
+                except (OSError, ValueError) as error:
+                    results[index] = CommandResult(None, "", "", "{}: {}".format(
+                        command.argv[0], getattr(error, "strerror", None) or error))
+                    continue
+                for pipe, event, name in started.pipes():
+                    os.set_blocking(pipe.fileno(), False)
+                    selector.register(pipe, event, (index, name))
+            while running:
+                self._transfer(selector, running)
+                for index in [i for i, child in running.items() if self._is_over(selector, i, child)]:
+                    child = running.pop(index)
+                    for pipe, _, _ in child.pipes():
+                        if not pipe.closed and pipe in selector.get_map():
+                            selector.unregister(pipe)
+                    results[index] = child.result()
+        return results  # type: ignore[return-value]
+
+    def _transfer(self, selector: Any, running: Dict[int, _RunningCommand]) -> None:
+        """Wait until a pipe is ready, a deadline comes or 50 ms have gone, and move the data."""
+        soonest = min(child.deadline for child in running.values()) - self.now()
+        for key, _ in selector.select(min(0.05, max(0.0, soonest))):
+            index, name = key.data
+            if not running[index].transfer(key.fileobj, name):
+                selector.unregister(key.fileobj)
+                key.fileobj.close()
+
+    def _is_over(self, selector: Any, index: int, child: _RunningCommand) -> bool:
+        """Whether the child has ended or had to be killed. Pipes that others inherited don't count."""
+        if child.process.poll() is not None:
+            for pipe, event, name in child.pipes():
+                while event == selectors.EVENT_READ and not pipe.closed and child.transfer(pipe, name):
+                    pass  # the last words, already in the pipe
+            return True
+        if self.now() < child.deadline:
+            return False
+        child.kill()
+        return True
+
+    # -- files
+
+    def read_text(self, path: str) -> Optional[str]:
+        """The text of a file, or None where there is none. Raises OSError for any other failure."""
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def write_text(self, path: str, text: str) -> None:
+        """Replace a file as a whole and for good, keeping its mode and owner. Raises OSError."""
+        try:
+            before = os.stat(path)
+        except FileNotFoundError:
+            before = None
+        beside = "{}.{}.new".format(path, os.getpid())
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with open(descriptor, "w", encoding="utf-8", errors="surrogateescape",
+                      newline="") as file:
+                if before:
+                    os.chown(descriptor, before.st_uid, before.st_gid)
+                    os.chmod(descriptor, stat.S_IMODE(before.st_mode))
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            os.rename(beside, path)
+        except OSError:
+            if os.path.exists(beside):
+                os.unlink(beside)
+            raise
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory that only its owner can enter, and those above it. Raises OSError."""
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+    def hold_lock(self, path: str, text: str) -> Optional[str]:
+        """Take the lock file for the rest of this process; None when another process holds it.
+
+        Returns what stands in the file; a new file gets `text`. The lock is the kernel's (flock):
+        it goes with the process, however that ends, and children don't inherit it.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        held = os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+        if not held:
+            os.write(descriptor, (text + "\n").encode("utf-8"))
+            os.fsync(descriptor)
+        return held or text
+
+    # -- sockets
+
+    def http_get(self, url: str, timeout_s: float, verify_tls: bool = True) -> Tuple[int, str]:
+        """Fetch a page; returns the HTTP status and at most 64 KiB of its text. Raises OSError.
+
+        The time limit is for each step of the connection; a caller that must not wait longer has a
+        loop of its own for it.
+        """
+        import urllib.error
+        import urllib.request
+        context = None
+        if url.startswith("https:"):
+            import ssl
+            context = ssl.create_default_context()
+            if not verify_tls:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+        handlers: List[Any] = [urllib.request.ProxyHandler({})]
+        if context:
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        opener = urllib.request.build_opener(*handlers)
+        try:
+            with opener.open(url, timeout=timeout_s) as reply:
+                return reply.status, reply.read(65536).decode("utf-8", "replace")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(65536).decode("utf-8", "replace")
+        except (ValueError, EOFError) as error:
+            raise OSError(str(error))
+
+    def send_mail(self, smtp: Any, recipients: Sequence[str], alert: Any) -> None:
+        """Send a plain mail by the settings of [smtp]. Raises OSError with what went wrong.
+
+        The mail server's refusal of a login is told without what was tried.
+        """
+        import email.message
+        import smtplib
+        message = email.message.EmailMessage()
+        message["Subject"] = " ".join(alert.subject.split())
+        message["From"] = smtp.mail_from
+        message["To"] = ", ".join(recipients)
+        message.set_content(alert.text)
+        client = smtplib.SMTP_SSL if smtp.ssl else smtplib.SMTP
+        try:
+            with client(smtp.host, smtp.port, timeout=smtp.timeout_s) as server:
+                if smtp.starttls and not smtp.ssl:
+                    self._start_tls(server, verified=bool(smtp.user))
+                if smtp.user:
+                    server.login(smtp.user, smtp.password)
+                server.send_message(message)
+        except smtplib.SMTPAuthenticationError as error:
+            raise OSError("the mail server refused the login of smtp_user, code {}".format(
+                error.smtp_code))
+        except (smtplib.SMTPException, ValueError) as error:
+            raise OSError("mail server {}:{}: {}".format(smtp.host, smtp.port, error))
+
+    @staticmethod
+    def _start_tls(server: Any, verified: bool) -> None:
+        """Begin TLS. A password goes only to a server that proved who it is; an alert without a
+        login goes out even where the local mail relay has a certificate of its own making."""
+        import ssl
+        context = ssl.create_default_context()
+        if not verified:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        server.starttls(context=context)
+
+
+###############################################################################
+# Configuration ###############################################################
+###############################################################################
+
+SECTION = "scheduler_failover"
+RETRY_INTERVAL_S = 1.0    # r: a failed metadata operation is tried again after this
+CLOCK_RATE_LIMIT = 1.1    # rho: the clocks of two hosts may differ in rate by less than this
+OWN_SETTLE_S = 5.0        # S after asfc's own start command, which never detaches late
+COMMAND_LIMIT_S = 10.0    # for Airflow's *_cmd keys
+STRANGERS_ADDRESS = "airflow@airflow.com"  # the default of the pip package; a real, foreign domain
+
+
+class Option(NamedTuple):
+    """A key of our section: default as text, parser (ValueError: wrong), words for people."""
+    name: str
+    default: str
+    parse: Callable[[str], Any]
+    allowed: str
+    help: str
+    shown: bool = False   # init writes it as a line to edit; the others stand there as comments
+    secret: bool = False  # its value never appears in a message
+
+
+_Kind = Tuple[Callable[[str], Any], str]
+
+
+def _check(condition: Any) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _number(low: float, high: float, of: str = "") -> _Kind:
+    """A number within limits: a whole one, or one of seconds when `of` says so."""
+    convert: Callable[[str], Any] = float if of else int
+
+    def parse(text: str) -> Any:
+        value = convert(text)
+        _check(low <= value <= high)
+        return value
+    return parse, "a {} from {:g} to {:g}".format(
+        "number of " + of if of else "whole number", low, high)
+
+
+def _seconds(low: float, high: float) -> _Kind:
+    return _number(low, high, "seconds")
+
+
+def _one_of(*words: str) -> _Kind:
+    """One of the words, in any case; the value is the word as it stands here."""
+    known = {word.lower(): word for word in words}
+
+    def parse(text: str) -> str:
+        _check(text.lower() in known)
+        return known[text.lower()]
+    return parse, "one of " + ", ".join(words)
+
+
+def _yes_or_no() -> _Kind:
+    words = {"true": True, "t": True, "1": True, "yes": True, "on": True,
+             "false": False, "f": False, "0": False, "no": False, "off": False}
+
+    def parse(text: str) -> bool:
+        _check(text.lower() in words)
+        return words[text.lower()]
+    return parse, "True or False"
+
+
+def _path(empty: str = "") -> _Kind:
+    """A path that means the same from every directory; `empty`: what no path means, if it may."""
+    def parse(text: str) -> str:
+        _check(empty if not text else re.match(r"(/|~/|~$)", text) and text.isprintable())
+        return text
+    words = "a path that begins with / or ~/"
+    return parse, words + ", or empty: " + empty if empty else words
+
+
+def _pattern(pattern: str, allowed: str) -> _Kind:
+    """A text that matches the pattern as a whole."""
+    def parse(text: str) -> str:
+        _check(re.fullmatch(pattern, text))
+        return text
+    return parse, allowed
+
+
+def _shell_words(least: int) -> _Kind:
+    """A text that a shell would split into at least so many words; it stays a text."""
+    def parse(text: str) -> str:
+        _check(len(shlex.split(text)) >= least)
+        return text
+    return parse, "shell words with paired quotes" + ("" if least else ", or empty")
+
+
+def is_host_name(text: str) -> bool:
+    """Whether ssh can take the text for a host: a name, or an IP address, and never an option."""
+    if ":" in text:
+        try:
+            return bool(socket.inet_pton(socket.AF_INET6, re.sub(r"%[A-Za-z0-9_.-]+$", "", text)))
+        except (OSError, ValueError):
+            return False
+    return len(text) <= 253 and bool(re.fullmatch(
+        r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*",
+        text))
+
+
+def _node_names(text: str) -> Tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    _check(names and all(is_host_name(name) for name in names))
+    return names
+
+
+def _node_name(text: str) -> str:
+    _check(not text or is_host_name(text))
+    return text
+
+
+def _zookeeper_nodes(text: str) -> str:
+    text = "".join(text.split()).strip(",")
+    _check(re.fullmatch(r"[A-Za-z0-9_.\[\]:-]+(,+[A-Za-z0-9_.\[\]:-]+)*(/[\w./-]*)?", text))
+    return text
+
+
+def _addresses(text: str) -> Tuple[str, ...]:
+    addresses = tuple(word for word in re.split(r"[\s,;]+", text) if word)
+    _check(all(re.fullmatch(r"[^@<>\"]+(@[^@<>\"]+)?", address) for address in addresses))
+    return addresses
+
+
+def _subject(text: str) -> str:
+    _check(text)
+    return " ".join(text.split())  # a line break would end the mail's header
+
+
+_LINE: _Kind = _pattern(r"[^\n]*", "one line of text, or empty")
+_COMMAND: _Kind = (str, "a shell command, or empty")
+
+OPTIONS: Tuple[Option, ...] = (
+    Option("scheduler_nodes_in_cluster", "localhost", _node_names,
+           "host names or IP addresses, separated by commas",
+           "The nodes that may run the scheduler, in the order in which they are tried, the same "
+           "on all nodes. Each is what `get_current_host` prints there. localhost alone: this "
+           "host.",
+           shown=True),
+    Option("metadata_service_type", "SQLMetadataService",
+           *_one_of("SQLMetadataService", "ZookeeperMetadataService"),
+           help="Where the controllers share what they know. SQLMetadataService: the database of "
+           "sql_alchemy_conn."),
+    Option("metadata_service_zookeeper_nodes", "localhost:2181", _zookeeper_nodes,
+           "host:port, separated by commas",
+           "The servers of ZookeeperMetadataService."),
+    Option("poll_frequency", "10", *_seconds(1, 3600),
+           help="How often the active controller looks at the scheduler.", shown=True),
+    Option("heartbeat_timeout", "30", *_seconds(1, 3600),
+           help="A standby takes over when the active controller's record has not changed for so "
+           "long. It does not depend on poll_frequency."),
+    Option("airflow_scheduler_start_command", "", *_COMMAND,
+           help="Starts the scheduler on a node; run by bash or the user's login shell. Empty: "
+           "asfc's own way. With systemd: sudo systemctl restart airflow-scheduler", shown=True),
+    Option("airflow_scheduler_stop_command", "", *_COMMAND,
+           help="Stops the scheduler on a node. Empty: asfc's own way. With systemd: "
+           "sudo systemctl stop airflow-scheduler", shown=True),
+    Option("airflow_scheduler_status_command", "", *_COMMAND,
+           help="Says whether the scheduler runs on a node: exit status 0 yes, 3 no, all else "
+           "unknown. Empty: only the process list is asked."),
+    Option("airflow_virtualenv", "", *_path("none"),
+           help="bin/activate of the virtual environment that asfc's own start of the scheduler "
+           "uses."),
+    Option("airflow_scheduler_log_file", "~/airflow/logs/scheduler.logs", *_path(),
+           help="Where asfc's own start appends the scheduler's output; ~ is the home there."),
+    Option("scheduler_user", "", *_pattern(
+        r"([A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", "a user name, or empty: the user asfc works as"),
+           help="The user whose scheduler it is; only processes of this user are counted and "
+           "stopped."),
+    Option("alert_to_email", "", _addresses,
+           "mail addresses, separated by commas, or empty: no mail",
+           "Who gets a mail when no scheduler can be started, and when one runs again.",
+           shown=True),
+    Option("alert_email_subject",
+           "Airflow Alert - Scheduler Failover Controller Failed to Startup Scheduler", _subject,
+           "a text", "The subject of these mails."),
+    Option("retry_count_before_alerting", "5", *_number(1, 10000),
+           help="So many rounds must fail before a mail is sent."),
+    Option("smtp_user", "", *_LINE, help="Login at the mail server, if not as [smtp] says."),
+    Option("smtp_password", "", *_LINE, help="Its password, if not as [smtp] says.",
+           secret=True),
+    Option("logging_level", "INFO", *_one_of(
+        "NOTSET", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
+           help="How much is logged."),
+    Option("logging_dir", "~/airflow/logs/scheduler_failover/", *_path(),
+           help="The directory of asfc's own log."),
+    Option("logging_file_name", "scheduler_failover_controller.log", *_pattern(
+        r"(?!\.{1,2}$)[^/\x00-\x1f]+", "a file name without /"),
+           help="The file of asfc's own log."),
+    Option("logs_rotate_when", "midnight", *_one_of(
+        "S", "M", "H", "D", "midnight", "W0", "W1", "W2", "W3", "W4", "W5", "W6"),
+           help="When the log is rotated: every second, minute, hour, day, at midnight, or on a "
+           "day of the week (W0 is Monday)."),
+    Option("logs_rotate_backup_count", "7", *_number(0, 10000),
+           help="How many rotated logs are kept; 0 keeps all."),
+    Option("node_name", "", _node_name, "a host name, or empty: what `get_current_host` prints",
+           "This node's name in scheduler_nodes_in_cluster, where it differs from its host name. "
+           "Not the same on all nodes."),
+    Option("state_dir", "~/.asfc", *_path(),
+           help="The directory of asfc's own state on each node, the same on all; it must be on a "
+           "local file system. ~ is the home on the node."),
+    Option("ssh_command", "ssh", *_shell_words(1),
+           help="The ssh client, with options if need be."),
+    Option("ssh_options", "", *_shell_words(0), help="More options for ssh."),
+    Option("query_timeout", "5", *_seconds(0.5, 60),
+           help="How long a node may take to say whether a scheduler runs there."),
+    Option("scheduler_start_timeout", "90", *_seconds(1, 3600),
+           help="How long a start command may run before it is ended."),
+    Option("scheduler_stop_wait_time", "10", *_seconds(0, 600),
+           help="asfc's own stop waits so long after SIGTERM, and again after a second one, before "
+           "SIGKILL."),
+    Option("scheduler_restart_sleep_time", "35", *_seconds(1, 3600),
+           help="After your own start command asfc waits so long for the scheduler to appear."),
+    Option("scheduler_restart_budget", "3", *_number(1, 1000),
+           help="So many restarts on one node within scheduler_restart_window, then the next node "
+           "is tried."),
+    Option("scheduler_restart_window", "600", *_seconds(1, 86400),
+           help="The window of scheduler_restart_budget."),
+    Option("health_page_verify_tls", "True", *_yes_or_no(),
+           help="Verify the certificate of Airflow's health page."),
+    Option("allow_sqlite_on_network_file_system", "False", *_yes_or_no(),
+           help="Allow SQLite metadata on a network file system whose locks are known to work."),
+)
+_OPTION_BY_NAME: Dict[str, Option] = {option.name: option for option in OPTIONS}
+
+
+def default_section_text(virtualenv: str = "") -> str:
+    """The section as `init` writes it; `virtualenv` is a path of bin/activate or ''."""
+    import textwrap
+    lines = ["[{}]".format(SECTION),
+             "# A key that stands behind a # has the value that is shown there."]
+    for option in OPTIONS:
+        value = virtualenv if option.name == "airflow_virtualenv" and virtualenv else option.default
+        active = option.shown or value != option.default
+        lines += [""] + textwrap.wrap("{} ({})".format(option.help, option.allowed), 98,
+                                      initial_indent="# ", subsequent_indent="# ",
+                                      break_long_words=False, break_on_hyphens=False)
+        lines.append("{}{} = {}".format("" if active else "# ", option.name, value).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def options_table_markdown() -> str:
+    """The table of all keys for the README."""
+    rows = ["| key | default | allowed | meaning |", "|---|---|---|---|"]
+    for option in OPTIONS:
+        cells = ("`{}`".format(option.name), "`{}`".format(option.default) if option.default
+                 else "(empty)", option.allowed, option.help)
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+class SmtpSettings(NamedTuple):
+    """How mail is sent. `starttls` is False where `ssl` is True, as Airflow has it."""
+    host: str
+    port: int
+    user: str
+    password: str
+    starttls: bool
+    ssl: bool
+    mail_from: str
+    timeout_s: float
+
+
+class Configuration(NamedTuple):
+    """All that was configured, checked. Made by `load`, never changed. Times are in seconds.
+
+    The first fields are the keys of our section (see OPTIONS); an empty text means the default
+    way that their help tells of. Then follow Airflow's own keys and where all was found.
+    """
+    scheduler_nodes_in_cluster: Tuple[str, ...]
+    metadata_service_type: str
+    metadata_service_zookeeper_nodes: str
+    poll_frequency: float
+    heartbeat_timeout: float
+    airflow_scheduler_start_command: str
+    airflow_scheduler_stop_command: str
+    airflow_scheduler_status_command: str
+    airflow_virtualenv: str
+    airflow_scheduler_log_file: str       # ~ is expanded on the node
+    scheduler_user: str
+    alert_to_email: Tuple[str, ...]
+    alert_email_subject: str
+    retry_count_before_alerting: int
+    smtp_user: str
+    smtp_password: str
+    logging_level: str
+    logging_dir: str                      # ~ is expanded
+    logging_file_name: str
+    logs_rotate_when: str
+    logs_rotate_backup_count: int
+    node_name: str                        # never empty
+    state_dir: str                        # ~ is expanded on the node
+    ssh_command: str
+    ssh_options: str
+    query_timeout: float
+    scheduler_start_timeout: float
+    scheduler_stop_wait_time: float
+    scheduler_restart_sleep_time: float
+    scheduler_restart_budget: int
+    scheduler_restart_window: float
+    health_page_verify_tls: bool
+    allow_sqlite_on_network_file_system: bool
+
+    sql_alchemy_conn: str
+    smtp: SmtpSettings
+    health_urls: Tuple[str, ...]          # to be tried in this order; none: no page is configured
+    health_threshold_s: float             # of scheduler heartbeats
+    airflow_home: str
+    airflow_home_is_explicit: bool        # a start must export it
+    path: str                             # of airflow.cfg
+    state_dir_here: str                   # state_dir on this host
+    warnings: Tuple[str, ...]             # lines to log at start
+    notes: Tuple[str, ...]                # what was understood in a way worth a line
+
+    @property
+    def heartbeat_interval_s(self) -> float:
+        """i: how often the heartbeat is written."""
+        return self.heartbeat_timeout / 10
+
+    @property
+    def acting_window_s(self) -> float:
+        """The part of the heartbeat timeout in which the active controller may act."""
+        return self.heartbeat_timeout * 2 / 3
+
+    @property
+    def retry_interval_s(self) -> float:
+        """r: when a failed metadata operation is tried again."""
+        return RETRY_INTERVAL_S
+
+    @property
+    def metadata_limit_s(self) -> float:
+        """c_m: the limit of one metadata operation."""
+        return min(3.0, self.heartbeat_timeout / 10)
+
+    @property
+    def settle_s(self) -> float:
+        """S: an operator's start command may detach, and its process appear late."""
+        own_start = not self.airflow_scheduler_start_command
+        return OWN_SETTLE_S if own_start else self.scheduler_restart_sleep_time
+
+    @property
+    def stop_timeout_s(self) -> float:
+        """The limit of a stop: two waits and a look; an operator's gets a minute at least."""
+        own = 2 * self.scheduler_stop_wait_time + self.query_timeout + 1
+        return max(own, 60.0) if self.airflow_scheduler_stop_command else own
+
+    def __repr__(self) -> str:
+        return "<Configuration from {}>".format(self.path)  # all its values would show secrets
+
+    @classmethod
+    def load(cls, world: World, path: Optional[str] = None,
+             overrides: Optional[Mapping[str, str]] = None,
+             need_own_name: bool = False) -> "Configuration":
+        """Read airflow.cfg and the environment; `path` is that of --config, else Airflow's rules.
+
+        `overrides` are values of our section from the command line, as text. With `need_own_name`
+        this host must be a node, with its state on a local file system, as `start` needs it.
+        Raises ConfigurationError with one line for each problem, all of them together.
+        """
+        return _Loader(world, path, overrides or {}).load(need_own_name)
+
+
+def _expand(text: str, environment: Mapping[str, str]) -> str:
+    """Expand $NAME, ${NAME} and a leading ~, again and again, as Airflow does with its values."""
+    def value_of(match: Any) -> str:
+        return environment.get(match.group(1) or match.group(2), match.group(0))
+    for _ in range(10):  # a variable that names itself would go on for ever
+        expanded = re.sub(r"\$(?:(\w+)|\{([^}]*)\})", value_of, text, flags=re.ASCII)
+        if re.match(r"~(/|$)", expanded) and environment.get("HOME"):
+            expanded = (environment["HOME"].rstrip("/") + expanded[1:]) or "/"
+        elif expanded.startswith("~"):
+            expanded = os.path.expanduser(expanded)
+        if expanded == text:
+            break
+        text = expanded
+    return text
+
+
+def airflow_home(world: World) -> str:
+    """The directory AIRFLOW_HOME, else ~/airflow."""
+    environment = world.environment()
+    return _expand(environment.get("AIRFLOW_HOME") or "~/airflow", environment)
+
+
+def find_airflow_cfg(world: World, path: Optional[str] = None) -> str:
+    """Where airflow.cfg is: `path` (of --config), AIRFLOW_CONFIG, or in Airflow's home."""
+    environment = world.environment()
+    found = path or environment.get("AIRFLOW_CONFIG") or airflow_home(world) + "/airflow.cfg"
+    return os.path.abspath(_expand(found, environment))
+
+
+def _read_airflow_cfg(world: World, path: str) -> str:
+    """The text of airflow.cfg. Raises ConfigurationError when there is none to be read."""
+    try:
+        text = world.read_text(path)
+    except OSError as error:
+        raise ConfigurationError("{}: can't be read: {}. It must be a file that user {} may read."
+                                 .format(path, error.strerror or error, os.geteuid()))
+    if text is None:
+        raise ConfigurationError(
+            "{}: there is no such file. Run any airflow command to make it, or name the right one "
+            "by --config FILE, AIRFLOW_CONFIG or AIRFLOW_HOME.".format(path))
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.search("[\udc80-\udcff\0]", line):
+            raise ConfigurationError("{}: line {} is not UTF-8 text; save the file as UTF-8."
+                                     .format(path, number))
+    return text
+
+
+def _parse_airflow_cfg(text: str, path: str) -> configparser.ConfigParser:
+    """Parse airflow.cfg as Airflow does. Lines are named by number only: they may hold secrets."""
+    parser = configparser.ConfigParser()
+    try:
+        parser.read_string(text[1:] if text.startswith("\ufeff") else text)
+    except configparser.DuplicateSectionError as error:
+        problem = "line {}: section [{}] stands there for the second time; make them one".format(
+            error.lineno, error.section)
+    except configparser.DuplicateOptionError as error:
+        problem = "line {}: [{}] {} stands there for the second time; remove one".format(
+            error.lineno, error.section, error.option)
+    except configparser.MissingSectionHeaderError as error:
+        problem = "line {}: stands before the first [section]; remove it".format(error.lineno)
+    except configparser.ParsingError as error:
+        numbers = [number for number, _ in getattr(error, "errors", [])]
+        where = ", ".join(str(number) for number in numbers) or getattr(error, "lineno", "unknown")
+        problem = "line {}: neither a [section], nor key = value, nor a # comment; correct it" \
+            .format(where)
+    else:
+        return parser
+    raise ConfigurationError("{}, {}.".format(path, problem))
+
+
+# The start and stop commands that the pip package's init wrote, or its documentation shows.
+_OLD_START = re.compile(
+    r"export AIRFLOW_HOME=(?P<home>[^;]*?) ?;(?: ?(?P<source>[^;]*?) ?;)? ?"
+    r"nohup airflow scheduler >> (?P<log>\S+) &")
+_OLD_STOP = ("for pid in `ps -ef | grep \"airflow scheduler\" | awk '{print $2}'` ; "
+             "do kill -9 $pid ; done")
+
+
+def _home_relative(path: str) -> str:
+    """A path as an old start command wrote it, in a shell that begins in the user's home."""
+    path = re.sub(r"^(\$HOME|\$\{HOME\})(?=/)", "~", path)
+    return path if path.startswith(("/", "~")) else "~/" + path
+
+
+def _sourced_path(text: str) -> Optional[str]:
+    """The path behind `source`, '' where nothing is sourced, None where the text is another."""
+    if text.strip("{}") == "":
+        return ""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    return _home_relative(words[1]) if len(words) == 2 and words[0] in ("source", ".") else None
+
+
+class _Loader:
+    """One load of the configuration: collects all problems before it gives up."""
+    LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+    def __init__(self, world: World, path: Optional[str], overrides: Mapping[str, str]) -> None:
+        self.world = world
+        self.environment = world.environment()
+        self.overrides = {name: text for name, text in overrides.items() if text is not None}
+        self.path = find_airflow_cfg(world, path)
+        self.parser = _parse_airflow_cfg(_read_airflow_cfg(world, self.path), self.path)
+        self.values: Dict[str, Any] = {}
+        self.problems: List[str] = []
+        self.warnings: List[str] = []
+        self.notes: List[str] = []
+        self.home = airflow_home(world)
+        self.home_is_explicit = bool(self.environment.get("AIRFLOW_HOME"))
+
+    def load(self, need_own_name: bool) -> Configuration:
+        self._warn_of_unknown_keys()
+        for option in OPTIONS:
+            self.values[option.name] = self._own_value(option)
+        self._check_section()
+        self._check_nodes(need_own_name)
+        self._check_timing()
+        self._replace_old_commands()
+        self._drop_strangers_address()
+        state_dir_here = _expand(self.values["state_dir"], self.environment)
+        if need_own_name:
+            self._check_state_dir(state_dir_here)
+        self.values["logging_dir"] = _expand(self.values["logging_dir"], self.environment)
+        if self.values["logging_level"] == "WARN":
+            self.values["logging_level"] = "WARNING"
+        conn = self._sql_alchemy_conn()
+        smtp = self._smtp()
+        threshold = self._airflow_value("scheduler", "scheduler_health_check_threshold", "30",
+                                        *_seconds(1, 86400))
+        if self.problems:
+            raise ConfigurationError("\n".join(self.problems))
+        return Configuration(
+            sql_alchemy_conn=conn, smtp=smtp, health_urls=self._health_urls(),
+            health_threshold_s=threshold, airflow_home=self.home,
+            airflow_home_is_explicit=self.home_is_explicit, path=self.path,
+            state_dir_here=state_dir_here, warnings=tuple(self.warnings), notes=tuple(self.notes),
+            **self.values)
+
+    # -- our section
+
+    def _own_text(self, name: str) -> Optional[str]:
+        """The raw text of a key of our section, None when it is not set."""
+        if name in self.overrides:
+            return self.overrides[name]
+        variable = self._variable(SECTION, name)
+        if variable in self.environment:
+            return self.environment[variable]
+        return self.parser.get(SECTION, name, raw=True, fallback=None)
+
+    def _own_value(self, option: Option) -> Any:
+        text = self._own_text(option.name)
+        if text is None:
+            return option.parse(option.default)
+        try:
+            return option.parse(text.strip())
+        except ValueError:
+            self._wrong_own(option.name, "must be " + option.allowed)
+            return option.parse(option.default)  # so that the other checks can go on
+
+    def _wrong_own(self, name: str, remedy: str) -> None:
+        text, option = self._own_text(name), _OPTION_BY_NAME[name]
+        shown = None if option.secret else option.default if text is None else text
+        self._wrong(SECTION, name, shown, remedy)
+
+    def _wrong(self, section: str, name: str, text: Optional[str], remedy: str) -> None:
+        """Note a problem: where it stands, its text (None for a secret), and what is allowed."""
+        place, variable = self.path + ",", self._variable(section, name)
+        if section == SECTION and name in self.overrides:
+            place = "command line, for"
+        elif variable in self.environment:
+            place = "environment variable {}, for".format(variable)
+        if text is not None and re.search(r"\s[#;]", text):
+            remedy += " (a comment needs a line of its own)"
+        shown = "(not shown)" if text is None else repr(text[:77] + "..." if text[80:] else text)
+        self.problems.append("{} [{}] {} = {}: {}.".format(place, section, name, shown, remedy))
+
+    def _check_section(self) -> None:
+        """Without any word to us this host was never set up: the defaults are not an assignment."""
+        prefix = self._variable(SECTION, "")
+        if self.parser.has_section(SECTION) or any(
+                name.startswith(prefix) for name in self.environment):
+            return
+        import difflib
+        similar = difflib.get_close_matches(SECTION, [name.lower() for name in
+                                                      self.parser.sections()], 1)
+        self.problems.append("{}: it has no section [{}]{}. Run `asfc.py init` to append it."
+                             .format(self.path, SECTION,
+                                     ", only something like it" if similar else ""))
+
+    def _warn_of_unknown_keys(self) -> None:
+        prefix = self._variable(SECTION, "")
+        names = {name: "{}, [{}]".format(self.path, SECTION) for name in (
+            self.parser.options(SECTION) if self.parser.has_section(SECTION) else ())
+            if name not in self.parser.defaults()}
+        names.update((name[len(prefix):].lower(), "environment variable " + name + ", for")
+                     for name in self.environment if name.startswith(prefix))
+        for name, place in sorted(names.items()):
+            if name in _OPTION_BY_NAME:
+                continue
+            import difflib
+            near = difflib.get_close_matches(name, list(_OPTION_BY_NAME), 1)
+            self.warnings.append("{} {}: asfc has no such key, it is ignored{}.".format(
+                place, name, "; did you mean {}?".format(near[0]) if near else ""))
+
+    def _check_nodes(self, need_own_name: bool) -> None:
+        """Settle this node's own name, and the list with `localhost` replaced by it."""
+        key = "scheduler_nodes_in_cluster"
+        names = self._without_duplicates(self.values[key])
+        host = self.world.host_name()
+        own = self.values["node_name"] or host
+        if any(name.lower() in self.LOCAL_NAMES for name in names):
+            if len(names) > 1:
+                self._wrong_own(key, "localhost can't stand beside other nodes; write what "
+                                "`get_current_host` prints on each node")
+                return
+            names = (own,)
+        own = next((name for name in names if name.lower() == own.lower()), own)
+        self.values.update({key: names, "node_name": own})
+        if own in names and not is_host_name(own):
+            self._wrong_own("node_name", "this host's name {!r} can't be used; set node_name to a "
+                            "host name".format(own))
+        if need_own_name and own not in names:
+            self._wrong_own(key, "this node's own name {!r} is not in it. `get_current_host` "
+                            "prints {!r}: write that into the list on all nodes, or set node_name "
+                            "to this node's name in the list".format(own, host))
+
+    def _without_duplicates(self, names: Sequence[str]) -> Tuple[str, ...]:
+        """The first of each name: host names are the same in upper and lower case."""
+        unique: Dict[str, str] = {}
+        for name in names:
+            if name.lower() in unique:
+                self.warnings.append("{}, [{}] scheduler_nodes_in_cluster: {} stands there more "
+                                     "than once; it counts once.".format(self.path, SECTION, name))
+            unique.setdefault(name.lower(), name)
+        return tuple(unique.values())
+
+    def _check_timing(self) -> None:
+        """The inequalities on which the safety of the lease rests."""
+        timeout = self.values["heartbeat_timeout"]
+        window, interval, limit = timeout * 2 / 3, timeout / 10, min(3.0, timeout / 10)
+        longest = CLOCK_RATE_LIMIT * (window + limit)
+        if longest > timeout:
+            self._wrong_own("heartbeat_timeout", "{:g} x (two thirds of it, {:.3g} s, + metadata "
+                            "limit {:g} s) = {:.3g} s must not be more than it; make it longer"
+                            .format(CLOCK_RATE_LIMIT, window, limit, longest))
+        twice = 2 * (interval + limit + RETRY_INTERVAL_S)
+        if window < twice - 1e-9:
+            self._wrong_own("heartbeat_timeout", "two thirds of it, {:.3g} s, must be at least 2 x "
+                            "(heartbeat interval {:g} s + metadata limit {:g} s + retry interval "
+                            "{:g} s) = {:g} s; 7.5 s is the shortest that works".format(
+                                window, interval, limit, RETRY_INTERVAL_S, twice))
+
+    def _check_state_dir(self, state_dir_here: str) -> None:
+        kind = network_file_system(self.world, state_dir_here)
+        if kind:
+            self._wrong_own("state_dir", "{} is on a network file system ({}); locks and gates "
+                            "need a directory on a local one".format(state_dir_here, kind))
+
+    def _replace_old_commands(self) -> None:
+        """Put asfc's own commands in place of the pip package's default texts, which don't work."""
+        note = "[{}] {} has the old default text, which doesn't work; asfc's own way is used{}."
+        key = "airflow_scheduler_start_command"
+        start = _OLD_START.fullmatch(" ".join(self.values[key].split()))
+        sourced = _sourced_path(start.group("source") or "") if start else None
+        if start and sourced is not None:
+            self.values[key] = ""
+            self._keep("airflow_virtualenv", sourced)
+            self._keep("airflow_scheduler_log_file", _home_relative(start.group("log")))
+            kept = [sourced] if sourced else []
+            if start.group("home").startswith("/"):
+                self.home, self.home_is_explicit = start.group("home"), True
+                kept.append("AIRFLOW_HOME=" + self.home)
+            self.notes.append(note.format(
+                SECTION, key, " with " + " and ".join(kept) if kept else ""))
+        key = "airflow_scheduler_stop_command"
+        # What the pip package did: old config readers took a bare " ;" for a comment.
+        self.values[key] = self.values[key].replace("\\;", ";")
+        stop = self.values[key].replace("{{", "{").replace("}}", "}")
+        if " ".join(stop.replace(";", " ; ").split()) == _OLD_STOP:
+            self.values[key] = ""
+            self.notes.append(note.format(SECTION, key, ""))
+
+    def _keep(self, name: str, text: str) -> None:
+        """Take over what an old start command said, unless a key of its own says it."""
+        if self._own_text(name) is None and text:
+            self.values[name] = text
+
+    def _drop_strangers_address(self) -> None:
+        given = self.values["alert_to_email"]
+        kept = tuple(address for address in given if address.lower() != STRANGERS_ADDRESS)
+        if kept != given:
+            self.values["alert_to_email"] = kept
+            self.warnings.append(
+                "{}, [{}] alert_to_email: {} is the old default, an address of strangers; no mail "
+                "goes there. Write your own address.".format(self.path, SECTION, STRANGERS_ADDRESS))
+
+    # -- Airflow's own keys
+
+    @staticmethod
+    def _variable(section: str, name: str) -> str:
+        return "AIRFLOW__{}__{}".format(section.upper(), name.upper())
+
+    def _airflow_text(self, sections: Sequence[str], name: str, sensitive: bool = False) -> str:
+        """The value of a key of Airflow's by its rules, '' where it is not set.
+
+        The environment goes before the file, the first of the sections before the others. Only a
+        sensitive key has *_cmd and *_secret forms.
+        """
+        for section in sections:
+            variable = self._variable(section, name)
+            if self.environment.get(variable):
+                return _expand(self.environment[variable], self.environment)
+            if sensitive and self.environment.get(variable + "_CMD"):
+                return self._command_output(section, name, self.environment[variable + "_CMD"])
+        for section in sections:
+            text = self._file_text(section, name)
+            if text:
+                return _expand(text, self.environment)
+        for section in sections if sensitive else ():
+            command = self._file_text(section, name + "_cmd")
+            if command:
+                return self._command_output(section, name, command)
+        for section in sections if sensitive else ():
+            if self._variable(section, name) + "_SECRET" in self.environment or \
+                    self._file_text(section, name + "_secret"):
+                self._wrong(section, name + "_secret", None, "asfc can't ask a secrets backend; "
+                            "set {0}, or {0}_cmd to a command that prints it".format(name))
+        return ""
+
+    def _file_text(self, section: str, name: str) -> str:
+        """The value in the file, %% read as %. Its own text is never told: it may be a secret."""
+        try:
+            return self.parser.get(section, name, fallback="")
+        except configparser.InterpolationError:
+            self._wrong(section, name, None,
+                        "Airflow can't read it either: a % must be written as %%")
+            return ""
+
+    def _command_output(self, section: str, name: str, command: str) -> str:
+        """What a *_cmd key's command prints. Neither it nor its output is told: secrets."""
+        try:
+            words = tuple(shlex.split(command))
+            problem = "" if words else "it is empty"
+        except ValueError:
+            problem = "its quotes are not paired"
+        if not problem:
+            result = self.world.run([Command(words, COMMAND_LIMIT_S)])[0]
+            # Airflow keeps a line break at the end; none of these values can mean one.
+            output = result.stdout.rstrip("\r\n")
+            if result.status == 0 and output:
+                return output
+            problem = ("no answer or no such program" if result.status is None else
+                       "exit status {}".format(result.status) if result.status else
+                       "it printed nothing")
+        self._wrong(section, name + "_cmd", None, "{}; it must be a command, run without a shell, "
+                    "that prints the value of {} within {:g} s".format(
+                        problem, name, COMMAND_LIMIT_S))
+        return ""
+
+    def _airflow_value(self, section: str, name: str, default: str, parse: Callable[[str], Any],
+                       allowed: str) -> Any:
+        """A checked value of a key of Airflow's."""
+        text = self._airflow_text((section,), name).strip() or default
+        try:
+            return parse(text.split("#")[0].strip())
+        except ValueError:
+            self._wrong(section, name, text, "must be " + allowed)
+            return parse(default)
+
+    def _sql_alchemy_conn(self) -> str:
+        before, name = len(self.problems), "sql_alchemy_conn"
+        url = self._airflow_text(("database", "core"), name, sensitive=True).strip()
+        if url and "://" not in url:
+            by_variable = [section for section in ("database", "core")
+                           if self._variable(section, name) in self.environment]
+            in_file = "database" if self.parser.has_option("database", name) else "core"
+            self._wrong((by_variable + [in_file])[0], name, None, "must be the URL of a database, "
+                        "such as postgresql://user:password@host/airflow")
+        if not url and len(self.problems) == before:
+            url = "sqlite:///{}/airflow.db".format(self.home.rstrip("/"))
+        return url
+
+    def _smtp(self) -> SmtpSettings:
+        """[smtp] of any Airflow, with our own login before its."""
+        user = self.values["smtp_user"] or self._airflow_text(("smtp",), "smtp_user", True)
+        password = self.values["smtp_password"] or self._airflow_text(
+            ("smtp",), "smtp_password", True)
+        ssl = self._airflow_value("smtp", "smtp_ssl", "False", *_yes_or_no())
+        starttls = self._airflow_value("smtp", "smtp_starttls", "True", *_yes_or_no())
+        return SmtpSettings(
+            host=self._airflow_value("smtp", "smtp_host", "localhost", _host, "a host name"),
+            port=self._airflow_value("smtp", "smtp_port", "25", *_number(1, 65535)),
+            user=user, password=password, starttls=starttls and not ssl, ssl=ssl,
+            mail_from=self._airflow_text(("smtp",), "smtp_mail_from") or "airflow@example.com",
+            timeout_s=self._airflow_value("smtp", "smtp_timeout", "30", *_seconds(1, 600)))
+
+    def _health_urls(self) -> Tuple[str, ...]:
+        """Airflow 3 has [api] base_url and a page of its own; it understands [webserver] too."""
+        urls: List[str] = []
+        for section, pages in (("api", ("/api/v2/monitor/health", "/health")),
+                               ("webserver", ("/health", "/api/v2/monitor/health"))):
+            base = self._airflow_text((section,), "base_url").strip().rstrip("/")
+            if base and not re.match(r"https?://[^/\s]+\S*$", base):
+                self.warnings.append("{}, [{}] base_url: not an http:// or https:// URL; the "
+                                     "health page is not asked.".format(self.path, section))
+                continue
+            urls += [base + page for page in pages if base and base + page not in urls]
+        return tuple(urls)
+
+
+def _host(text: str) -> str:
+    _check(is_host_name(text))
+    return text
+
+
+def append_default_section(world: World, path: str, virtualenv: str = "") -> str:
+    """Append our section, with its defaults, to airflow.cfg, once; says in a sentence what it did.
+
+    `virtualenv` is the path of bin/activate that the scheduler is to be started with, or ''.
+    Raises ConfigurationError when the file is missing or broken or can't be written.
+    """
+    text = _read_airflow_cfg(world, path)
+    if _parse_airflow_cfg(text, path).has_section(SECTION):
+        return "{} has a section [{}] already; nothing was changed.".format(path, SECTION)
+    option = _OPTION_BY_NAME["airflow_virtualenv"]
+    try:
+        section = default_section_text(option.parse(virtualenv))
+    except ValueError:
+        raise ConfigurationError("--venv {!r}, for [{}] {}: must be {}.".format(
+            virtualenv, SECTION, option.name, option.allowed))
+    gap = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+    addition = gap + section
+    if "\r\n" in text:
+        addition = addition.replace("\n", "\r\n")
+    try:
+        world.write_text(os.path.realpath(path), text + addition)  # a symbolic link stays one
+    except OSError as error:
+        raise ConfigurationError("{}: can't be written: {}. Run `init` as a user who may write the "
+                                 "file and its directory.".format(path, error.strerror or error))
+    return "The section [{}] was appended to {}. Edit scheduler_nodes_in_cluster there.".format(
+        SECTION, path)
+
+
+NETWORK_FILE_SYSTEMS = frozenset(
+    "nfs nfs4 cifs smb3 smbfs ncpfs 9p ceph glusterfs lustre gpfs afs beegfs ocfs2 gfs2 orangefs "
+    "pvfs2 coda davfs acfs vboxsf vmhgfs prl_fs fuse.glusterfs fuse.sshfs fuse.ceph "
+    "fuse.ceph-fuse fuse.s3fs fuse.gcsfuse fuse.rclone fuse.juicefs fuse.mfs fuse.lizardfs "
+    "fuse.davfs2 fuse.smbnetfs fuse.vmhgfs-fuse fuse.goofys fuse.moosefs fuse.seaweedfs "
+    "fuse.blobfuse fuse.blobfuse2".split())
+
+
+def network_file_system(world: World, path: str) -> str:
+    """The type of the network file system that a path of this host lies on, '' on a local one.
+
+    The path itself need not exist yet. Where the mounts can't be read the answer is ''.
+    """
+    try:
+        mounts = world.read_text("/proc/self/mountinfo") or ""
+    except OSError:
+        return ""
+    path = os.path.realpath(path)
+    longest, kind = -1, ""
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        if len(before.split(" ")) < 5 or not after:
+            continue
+        mount_point = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code.group(1), 8)),
+                             before.split(" ")[4])
+        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        if inside and len(mount_point) >= longest:  # of two on one directory the later one counts
+            longest, kind = len(mount_point), after.split(" ")[0]
+    return kind if kind in NETWORK_FILE_SYSTEMS else ""
+
+
+###############################################################################
+# Values ######################################################################
+###############################################################################
+
+RUNNING, STOPPED, UNKNOWN = "running", "stopped", "unknown"
+
+
+class Pair(NamedTuple):
+    """(term, move): orders all that is ever sent to nodes."""
+    term: int
+    move: int
+
+    def __str__(self) -> str:
+        return "{}.{}".format(self.term, self.move)
+
+
+class Stamp(NamedTuple):
+    """What every command to a node carries, so that the node's gate can judge it."""
+    cluster: str
+    pair: Pair
+    instance: str
+
+
+class Gate(NamedTuple):
+    """What a node's gate keeps: the highest pair with its instance, and whom it belongs to."""
+    pair: Pair
+    instance: str
+    cluster: str
+    node: str
+
+
+class Intent(NamedTuple):
+    """A start that a node has begun and whose process it has not seen yet."""
+    pair: Pair
+    instance: str
+    command_runs: bool
+    age_s: float              # since the start command was launched
+    ended_s: Optional[float]  # since its end was first seen; None while it runs
+
+
+class Process(NamedTuple):
+    """A process on a node; pid and start time (clock ticks since boot) together name it for good."""
+    pid: int
+    start: int
+    parent: int
+    session: int
+    uid: int
+    arguments: str
+
+
+class NodeReport(NamedTuple):
+    """What is known of one node after it was asked: running, stopped, or unknown and why.
+
+    `gate` is None when the node did not answer, or answered a verb's query, which proves nothing.
+    """
+    node: str
+    state: str
+    reason: str
+    answered: bool = False               # the node's own script answered with our nonce
+    refused: str = ""                    # why its gate refused the command
+    gate: Optional[Gate] = None
+    intent: Optional[Intent] = None
+    mains: Tuple[Process, ...] = ()      # main processes of schedulers, the one to keep first
+    remnants: Tuple[Process, ...] = ()   # what dead schedulers left
+    foreign: Tuple[Process, ...] = ()    # schedulers of other users: told, never touched
+    done: str = ""                       # what a start or a stop did, in words
+    output: str = ""                     # the last lines that the start command wrote
+    asked_at: float = 0.0                # the asker's clock before the question was sent
+
+
+class StartMade(NamedTuple):
+    """A start attempt, for the restart budget; `at_s` is on the cluster's clock."""
+    node: str
+    at_s: float
+
+
+class FailedNode(NamedTuple):
+    """A node that is passed over until `until_s` (cluster's clock); the wait doubles each time."""
+    node: str
+    until_s: float
+    wait_s: float
+    why: str
+
+
+class ClusterRecord(NamedTuple):
+    """The record `cluster`: who is active, and where a scheduler may be alive.
+
+    `clock_s` is the cluster's own clock: the seconds that controllers have been active, added up
+    by their heartbeats. Budgets and back-offs are measured on it, so no wall clock matters and a
+    new active controller goes on where the last one was.
+    """
+    cluster: str
+    term: int = 0
+    move: int = 0
+    holder: str = ""                  # the active failover node; "" when nobody is active
+    instance: str = ""                # the run of the controller that is active
+    lock_id: str = ""                 # the id in that controller's lock file
+    heartbeat_timeout: float = 30.0   # what that controller promised
+    heartbeat_at: str = ""            # UTC text, for people only
+    clock_s: float = 0.0
+    possible_nodes: Tuple[str, ...] = ()
+    assigned: bool = False            # whether the last possible node is the active scheduler node
+    started: bool = False             # whether a start was sent there, or a scheduler seen there
+    starts: Tuple[StartMade, ...] = ()
+    failed: Tuple[FailedNode, ...] = ()
+    cleared: bool = False             # emptied by clear_metadata: taken only after h
+
+    NAME = "cluster"
+    FORMAT = 1
+
+    @property
+    def pair(self) -> Pair:
+        return Pair(self.term, self.move)
+
+    @property
+    def active_scheduler_node(self) -> Optional[str]:
+        return self.possible_nodes[-1] if self.assigned and self.possible_nodes else None
+
+    def to_text(self) -> str:
+        """This record as JSON, in ASCII, with the number of its format."""
+        return json.dumps(dict(self._asdict(), format=self.FORMAT), sort_keys=True)
+
+    def emptied(self) -> "ClusterRecord":
+        """What clear_metadata leaves: never a lower term or move, the same id, the same promise."""
+        return ClusterRecord(cluster=self.cluster, term=self.term, move=self.move, cleared=True,
+                             heartbeat_timeout=self.heartbeat_timeout, clock_s=self.clock_s)
+
+    @classmethod
+    def from_text(cls, text: str) -> "ClusterRecord":
+        """Read a record. Raises MetadataError for one that this version can't understand."""
+        try:
+            fields = json.loads(text)
+            written_format = fields.pop("format")
+            if written_format != cls.FORMAT:
+                raise MetadataError(
+                    "the record 'cluster' has format {}, and this version of asfc knows format {}: "
+                    "upgrade asfc on this node".format(written_format, cls.FORMAT))
+            fields["possible_nodes"] = tuple(fields["possible_nodes"])
+            fields["starts"] = tuple(StartMade(*start) for start in fields["starts"])
+            fields["failed"] = tuple(FailedNode(*node) for node in fields["failed"])
+            record = cls(**fields)
+            return record._replace(term=int(record.term), move=int(record.move),
+                                   heartbeat_timeout=float(record.heartbeat_timeout))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise MetadataError("the record 'cluster' can't be read: {:.80}".format(repr(text)))
+
+
+###############################################################################
+# Metadata services ###########################################################
+###############################################################################
+
+
+class Record(NamedTuple):
+    """A record as it stands in the metadata service; its version is 1 at first and only rises."""
+    version: int
+    value: str
+
+
+class Write(NamedTuple):
+    """A conditional write: it wins only if the record still has the expected version.
+
+    An expected version of None creates the record: it wins only if there was none.
+    """
+    name: str
+    value: str
+    expected_version: Optional[int]
+
+
+class Exchange(NamedTuple):
+    """What one exchange brought: which writes won, and all records as they were after them."""
+    won: Tuple[bool, ...]
+    records: Dict[str, Record]
+
+
+class MetadataService:
+    """Small named records that all controllers share, each a text with a version.
+
+    A backend brings `exchange` and the words about itself. Each failure is a MetadataError of one
+    line. After one, what became of a write is unknown: read again. Nothing is made by reading.
+    """
+
+    def exchange(self, writes: Sequence[Write] = ()) -> Exchange:
+        """Apply the writes in order, each for itself, then read all records, in one session.
+
+        Takes no longer than metadata_limit_s. Raises MetadataError, and nothing else.
+        """
+        raise NotImplementedError
+
+    def read_all(self) -> Dict[str, Record]:
+        """All records by name, as they are now; none where nothing was ever written."""
+        return self.exchange().records
+
+    def write(self, name: str, value: str, expected_version: Optional[int]) -> bool:
+        """Write one record on the condition of its version; says whether that won."""
+        return self.exchange([Write(name, value, expected_version)]).won[0]
+
+    def clear(self) -> bool:
+        """Empty the record `cluster`; False when there is none. Raises MetadataError.
+
+        Its term, move, id and promise stay, for none of them may ever be rewound.
+        """
+        for _ in range(5):  # a heartbeat may come between
+            found = self.read_all().get(ClusterRecord.NAME)
+            if found is None:
+                return False
+            emptied = ClusterRecord.from_text(found.value).emptied()
+            if self.write(ClusterRecord.NAME, emptied.to_text(), found.version):
+                return True
+        raise MetadataError("{}: another writer was faster five times; try again".format(
+            self.describe()))
+
+    def legacy_heartbeat(self) -> Optional[str]:
+        """The heartbeat that the original controller left, word for word; None if there is none."""
+        return None
+
+    def describe(self) -> str:
+        """What and where the service is, for people, without secrets."""
+        raise NotImplementedError
+
+    def check(self) -> str:
+        """Ask the service what it is; returns one line: its version and what is risky about it."""
+        raise NotImplementedError
+
+
+class _NoTableError(MetadataError):
+    """The database answers, and the table that was asked for is not there."""
+
+
+class DatabaseUrl(NamedTuple):
+    """What a sql_alchemy_conn says, its user and password decoded; `options` is its query part."""
+    kind: str  # sqlite, mysql or postgresql
+    driver: str
+    user: str
+    password: str
+    host: str
+    port: str
+    database: str
+    options: Dict[str, str]
+
+    def __repr__(self) -> str:
+        return "DatabaseUrl({}, ...)".format(self.kind)  # never the password, in no traceback
+
+
+_DATABASE_KINDS = {"sqlite": "sqlite", "mysql": "mysql", "mariadb": "mysql",
+                   "postgresql": "postgresql", "postgres": "postgresql"}
+_DATABASE_URL = re.compile(r"""
+    (?P<kind>\w+) (?:\+(?P<driver>\w+))? ://
+    (?: (?P<user>[^:/?]*) (?: :(?P<password>.*?) )? @ )?
+    (?: \[(?P<ipv6>[^\]/?]+)\] | (?P<host>[^\[\]:/?@]*) )
+    (?: :(?P<port>\d{0,5}) )?
+    (?: /(?P<database>[^?]*) )?
+    (?: \?(?P<query>.*) )? $""", re.VERBOSE | re.DOTALL)
+
+
+def read_database_url(text: str) -> DatabaseUrl:
+    """Take a sql_alchemy_conn apart by SQLAlchemy's rules: only user and password are encoded.
+
+    Raises ConfigurationError, which never shows the password.
+    """
+    import urllib.parse
+    match = _DATABASE_URL.match(text.strip())
+    if not match:
+        raise ConfigurationError(
+            "sql_alchemy_conn is not a database URL (not shown here: it may hold a password). One "
+            "reads kind://user:password@host:port/database, with the special characters of user "
+            "and password percent-encoded.")
+    found = {name: value or "" for name, value in match.groupdict().items()}
+    if found["kind"] not in _DATABASE_KINDS:
+        raise ConfigurationError(
+            "sql_alchemy_conn names a database of the kind '{}'; asfc can keep its metadata in "
+            "SQLite, MySQL, MariaDB and PostgreSQL.".format(found["kind"]))
+    if found["port"] and not 0 < int(found["port"]) < 65536:
+        raise ConfigurationError("sql_alchemy_conn names the port {}; allowed are 1 to 65535."
+                                 .format(found["port"]))
+    options: Dict[str, str] = {}
+    for key, value in urllib.parse.parse_qsl(found["query"], keep_blank_values=True):
+        options[key] = options[key] + "," + value if key in options else value
+    return DatabaseUrl(_DATABASE_KINDS[found["kind"]], found["driver"],
+                       urllib.parse.unquote(found["user"]), urllib.parse.unquote(found["password"]),
+                       found["ipv6"] or found["host"], found["port"], found["database"], options)
+
+
+class SQLMetadataService(MetadataService):
+    """The records in one table of the database that Airflow uses.
+
+    A dialect brings its statements and a way to run them. A name, a value goes into a statement as
+    hexadecimal digits and comes out so: no text can be taken for SQL, and none is changed by a
+    character set on its way. Each row of an answer begins with a word that says what it is.
+    """
+    # {name} and {value} stand for hexadecimal digits, {version} for a whole number.
+    CREATE_TABLE: str
+    CREATE_RECORD: Tuple[str, ...]
+    UPDATE_RECORD: Tuple[str, ...]
+    READ_RECORDS: str
+    READ_LEGACY: str
+    READ_FACTS: Tuple[str, ...]
+    RISKS: Mapping[Tuple[str, str], str] = {}
+    KNOWN_OPTIONS: FrozenSet[str] = frozenset()
+
+    def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
+        self._world = world
+        self._limit_s: float = configuration.metadata_limit_s
+        self._url = url
+        self._kind = ""
+        unknown = sorted(set(url.options) - self.KNOWN_OPTIONS)
+        if unknown:
+            logging.getLogger("asfc").info("sql_alchemy_conn: asfc does not use the parameters %s",
+                                           ", ".join(unknown))
+
+    def _run_statements(self, statements: Sequence[str], deadline: float,
+                        creating: bool = False) -> List[Tuple[str, ...]]:
+        """Run statements, each for itself, in one session; returns the rows of all of them.
+
+        Raises _NoTableError when the first of them misses its table, MetadataError for the rest.
+        """
+        raise NotImplementedError
+
+    def exchange(self, writes: Sequence[Write] = ()) -> Exchange:
+        deadline = self._deadline()
+        statements = [part for write in writes for part in self._statements_of(write)]
+        statements.append(self.READ_RECORDS)
+        try:
+            rows = self._run_statements(statements, deadline)
+        except _NoTableError:
+            if not writes:
+                return Exchange((), {})
+            rows = self._run_with_new_table(statements, deadline)
+        return self._exchange_of(writes, rows)
+
+    def legacy_heartbeat(self) -> Optional[str]:
+        try:
+            rows = self._run_statements([self.READ_LEGACY], self._deadline())
+        except _NoTableError:
+            return None
+        try:
+            return bytes.fromhex(rows[0][1]).decode("utf-8", "replace") or None if rows else None
+        except (ValueError, IndexError):
+            return None  # the heartbeat is NULL
+
+    def check(self) -> str:
+        try:
+            rows = self._run_statements(self.READ_FACTS, self._deadline())
+        except _NoTableError:
+            return "{}; the first write will make it.".format(self._kind)
+        facts = {row[-2]: row[-1] for row in rows if len(row) > 1}
+        risks = [self.RISKS[fact] for fact in sorted(facts.items()) if fact in self.RISKS]
+        return ". Warning: ".join(["{} {}".format(self._kind, facts.get("version"))] + risks) + "."
+
+    def _deadline(self) -> float:
+        return self._world.now() + self._limit_s
+
+    def _left_s(self, deadline: float) -> float:
+        """The rest of the time for an exchange, in seconds; MetadataError when there is none."""
+        left_s = deadline - self._world.now()
+        if left_s < 0.05:
+            raise self._error("no answer within {:g} s".format(self._limit_s))
+        return left_s
+
+    def _error(self, cause: str) -> MetadataError:
+        return MetadataError("{}: {}".format(self.describe(), self._in_one_line(cause)))
+
+    def _in_one_line(self, text: str) -> str:
+        """Foreign words made fit for a message: short, in one line, without the password."""
+        url = self._url
+        if url.password and url.password not in (url.user, url.database, url.host):
+            text = text.replace(url.password, "***")
+        line = " ".join(text.split())
+        return line if len(line) <= 300 else line[:297] + "..."
+
+    def _statements_of(self, write: Write) -> List[str]:
+        """The statements of a conditional write; the last one says how many rows it changed."""
+        digits = {}
+        for field, text in (("name", write.name), ("value", write.value)):
+            try:
+                data = text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise self._error("the {} of record {!a:.80} is not proper text".format(
+                    field, write.name))
+            if b"\0" in data or field == "name" and not 0 < len(data) < 256:
+                raise self._error("the {} of record {!a:.80} can't be stored: it holds a NUL "
+                                  "character or has no fitting length".format(field, write.name))
+            digits[field] = data.hex()
+        if write.expected_version is None:
+            return [part.format(**digits) for part in self.CREATE_RECORD]
+        return [part.format(version=int(write.expected_version), **digits)
+                for part in self.UPDATE_RECORD]
+
+    def _run_with_new_table(self, statements: Sequence[str],
+                            deadline: float) -> List[Tuple[str, ...]]:
+        """Make the table and run the statements; others may be making it at the same time."""
+        refused: Optional[MetadataError] = None
+        try:
+            self._run_statements([self.CREATE_TABLE], deadline, creating=True)
+        except MetadataError as error:
+            refused = error
+        try:
+            return self._run_statements(statements, deadline)
+        except _NoTableError as error:
+            raise refused or error
+
+    def _exchange_of(self, writes: Sequence[Write], rows: Sequence[Tuple[str, ...]]) -> Exchange:
+        """What the rows say. Rows that can't be the answer to these writes are an error."""
+        try:
+            answers: Dict[Tuple[str, ...], bool] = {("won", "0"): False, ("won", "1"): True}
+            won = tuple(answers[row] for row in rows[:len(writes)])
+            records = {}
+            for tag, name, version, value in rows[len(won):]:
+                records[bytes.fromhex(name).decode("utf-8")] = Record(
+                    int(version), bytes.fromhex(value).decode("utf-8"))
+                if tag != "record":
+                    raise ValueError(tag)
+            if len(won) != len(writes):
+                raise ValueError("{} of {} writes".format(len(won), len(writes)))
+        except (KeyError, ValueError) as error:
+            raise self._error("an answer that can't be ({})".format(error))
+        for write, has_won in zip(writes, won):
+            version_now = records[write.name].version if write.name in records else 0
+            if has_won and version_now <= (write.expected_version or 0):
+                raise self._error("it says that it wrote record {}, and shows it unwritten; do all "
+                                  "statements reach the same server?".format(write.name))
+        return Exchange(won, records)
+
+
+class SQLiteMetadataService(SQLMetadataService):
+    """A file on this host, by Python's own sqlite3: with a rollback journal, never WAL."""
+    CREATE_TABLE = ("CREATE TABLE IF NOT EXISTS asfc_metadata (name TEXT NOT NULL PRIMARY KEY, "
+                    "version INTEGER NOT NULL, value TEXT NOT NULL)")
+    CREATE_RECORD = ("INSERT OR IGNORE INTO asfc_metadata (name, version, value) "
+                     "VALUES (CAST(X'{name}' AS TEXT), 1, CAST(X'{value}' AS TEXT))",
+                     "SELECT 'won', changes()")
+    UPDATE_RECORD = ("UPDATE asfc_metadata SET version = version + 1, "
+                     "value = CAST(X'{value}' AS TEXT) "
+                     "WHERE name = CAST(X'{name}' AS TEXT) AND version = {version}",
+                     "SELECT 'won', changes()")
+    READ_RECORDS = "SELECT 'record', hex(name), version, hex(value) FROM asfc_metadata"
+    READ_LEGACY = ("SELECT 'legacy', hex(value) FROM scheduler_failover_controller_metadata "
+                   "WHERE \"key\" = 'failover_heartbeat'")
+    READ_FACTS = ("SELECT 'fact', 'version', sqlite_version()",)
+    SENTENCES = (  # how SQLite's words begin, and what they mean to an operator
+        ("database is locked", "another process has kept it locked for too long"),
+        ("database table is locked", "another process has kept it locked for too long"),
+        ("attempt to write a readonly", "the file or its directory can't be written by this user"),
+        ("unable to open", "this user can't open the file, or can't write its directory"),
+        ("file is not a database", "the file is not a SQLite database"),
+        ("file is encrypted", "the file is not a SQLite database"),
+        ("database disk image", "the file is damaged"),
+        ("database or disk is full", "the disk is full"))
+
+    def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
+        super().__init__(world, configuration, url)
+        self._kind = "SQLite"
+        self._path = path = url.database
+        if url.host or not path.startswith("/"):
+            raise ConfigurationError(
+                "sql_alchemy_conn names no file by its full path ({}); a file that all controllers "
+                "of this host can share reads sqlite:////full/path/of/the.db, with four slashes."
+                .format(path or "a database in memory"))
+        foreign = network_file_system(world, path)
+        if foreign and not configuration.allow_sqlite_on_network_file_system:
+            raise ConfigurationError(
+                "sql_alchemy_conn names {}, a file on a network file system ({}), whose locks often"
+                " don't hold. Use MySQL, MariaDB or PostgreSQL, or, if its locks are known to work,"
+                " set [scheduler_failover] allow_sqlite_on_network_file_system = True."
+                .format(path, foreign))
+
+    def describe(self) -> str:
+        return "SQLite file {}".format(self._path)
+
+    def _run_statements(self, statements: Sequence[str], deadline: float,
+                        creating: bool = False) -> List[Tuple[str, ...]]:
+        import sqlite3
+        if not os.path.isdir(os.path.dirname(self._path)):
+            raise self._error("its directory does not exist")
+        if not creating and not os.path.exists(self._path):
+            raise _NoTableError("{}: there is no such file yet".format(self.describe()))
+        connection = None
+        try:
+            connection = self._connect(deadline, "rwc" if creating else "rw")
+            return [tuple(map(str, row)) for statement in statements
+                    for row in self._rows_of(connection, statement, deadline)]
+        except sqlite3.Error as error:
+            words = str(error)
+            if words.startswith("no such table"):
+                raise _NoTableError("{}: {}".format(self.describe(), words))
+            meaning = [sentence for start, sentence in self.SENTENCES if words.startswith(start)]
+            raise self._error("{} ({})".format(meaning[0], words) if meaning else words)
+        finally:
+            if connection:
+                connection.close()
+
+    def _connect(self, deadline: float, mode: str) -> Any:
+        import sqlite3
+        import urllib.parse
+        connection = sqlite3.connect(
+            "file:{}?mode={}".format(urllib.parse.quote(self._path), mode), uri=True,
+            isolation_level=None, timeout=self._left_s(deadline))
+        try:
+            (journal,), = self._rows_of(connection, "PRAGMA journal_mode", deadline)
+            if journal == "wal":
+                raise self._error("it is in WAL mode, which asfc does not use; stop what uses it "
+                                  "and run once: sqlite3 FILE 'PRAGMA journal_mode=DELETE'")
+            connection.execute("PRAGMA synchronous = FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _rows_of(self, connection: Any, statement: str, deadline: float) -> List[Tuple[Any, ...]]:
+        """Run one statement, which waits for the locks of others until the deadline at most."""
+        wait_ms = int(1000 * self._left_s(deadline))
+        connection.execute("PRAGMA busy_timeout = {}".format(wait_ms))
+        rows: List[Tuple[Any, ...]] = connection.execute(statement).fetchall()
+        return rows
+
+
+class _ClientMetadataService(SQLMetadataService):
+    """A database server that is asked by its own command line client, one process an exchange.
+
+    The server's limits are shorter than the client's: a statement of a client that was killed goes
+    on in the server. A client that says all is well is believed only if its last row is `end`.
+    """
+    DEFAULT_PORT: int
+    NO_TABLE: str   # the server's code for a table that is not there
+    READ_ONLY: str  # the code of the error that our own test for a read-only server raises
+    FAILURE: Any    # finds code and words of an error in what the client says
+
+    def _command(self, statements: Sequence[str], limit_s: float) -> Command:
+        """The command line that runs the statements, without the password."""
+        raise NotImplementedError
+
+    def _address(self) -> str:
+        host, port = self._url.host or "localhost", self._url.port or self.DEFAULT_PORT
+        return "{}:{}".format("[{}]".format(host) if ":" in host else host, port)
+
+    def describe(self) -> str:
+        return "{} at {}, database {}".format(self._kind, self._address(), self._url.database)
+
+    def _run_statements(self, statements: Sequence[str], deadline: float,
+                        creating: bool = False) -> List[Tuple[str, ...]]:
+        limit_s = self._left_s(deadline)
+        result = self._world.run([self._command(list(statements) + ["SELECT 'end'"], limit_s)])[0]
+        lines = result.stdout.split("\n")
+        self._look_at_session(lines)
+        if result.problem or result.status != 0:
+            raise self._failure(result, any(line.startswith("won\t") for line in lines))
+        rows = [tuple(line.split("\t")) for line in lines[:-1]
+                if not line.startswith(("server", "Ssl_"))]
+        if not rows or rows.pop() != ("end",):
+            raise self._error("an answer that can't be: {}".format(
+                result.stdout.strip()[:100] or "none"))
+        return rows
+
+    def _look_at_session(self, lines: Sequence[str]) -> None:
+        """Raise MetadataError when the session is not as the URL wants it."""
+
+    def _failure(self, result: CommandResult, wrote: bool) -> MetadataError:
+        """The error for a client that failed; `wrote`: a write had already been answered."""
+        found = [match.groups() for match in self.FAILURE.finditer(result.stderr)]
+        code, words = found[-1] if found else ("", "")
+        if code == self.READ_ONLY:
+            return self._error("the server is read-only or a replica; metadata needs the primary")
+        if code == self.NO_TABLE and not wrote:
+            return _NoTableError(str(self._error(words)))
+        spoken = [line for line in result.stderr.splitlines() if line.strip()] or [""]
+        return self._error(result.problem or words or spoken[0] or "the client ended with status "
+                           "{} and without a word".format(result.status))
+
+
+# What the URL may say about TLS, in the words of MySQL's own client, by rising strength.
+_TLS_MODES = ("", "DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY")
+
+
+def tls_mode(options: Mapping[str, str]) -> str:
+    """What the TLS parameters of MySQL's Python drivers ask for: one of _TLS_MODES."""
+    def says(key: str, *words: str) -> bool:
+        return options.get(key, "").lower() in words
+    yes, no = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+    if options.get("ssl_mode"):
+        if options["ssl_mode"].upper() not in _TLS_MODES:
+            raise ConfigurationError("sql_alchemy_conn has ssl_mode={}; allowed are {}.".format(
+                options["ssl_mode"], ", ".join(_TLS_MODES[1:])))
+        return options["ssl_mode"].upper()
+    if says("ssl_disabled", *yes) or says("ssl", *no):
+        return "DISABLED"
+    if says("ssl_verify_identity", *yes) or says("ssl_check_hostname", *yes):
+        return "VERIFY_IDENTITY"
+    has_authority = "ssl_ca" in options or "ssl_capath" in options
+    if says("ssl_verify_cert", *yes) or has_authority and not says("ssl_verify_cert", *no):
+        return "VERIFY_CA"
+    return "REQUIRED" if any(re.match(r"ssl(_ca|_capath|_cert|_key|_cipher)?$", key)
+                             for key in options) else ""
+
+
+class MySQLMetadataService(_ClientMetadataService):
+    """MySQL and MariaDB, by the client `mysql` or `mariadb` of either."""
+    DEFAULT_PORT = 3306
+    NO_TABLE, READ_ONLY = "1146", "1242"
+    FAILURE = re.compile(r"^ERROR (\d+) \(\w+\)(?: at line \d+)?: (.*)", re.MULTILINE)
+    CREATE_TABLE = ("CREATE TABLE IF NOT EXISTS asfc_metadata (name VARBINARY(255) NOT NULL "
+                    "PRIMARY KEY, version BIGINT NOT NULL, value LONGTEXT CHARACTER SET utf8mb4 "
+                    "COLLATE utf8mb4_bin NOT NULL) ENGINE=InnoDB")
+    # ROW_COUNT() tells of changed rows, or of matched ones behind some proxies: an update that
+    # always raises the version and an insert that ignores its loss are the same under both.
+    CREATE_RECORD = ("INSERT IGNORE INTO asfc_metadata (name, version, value) "
+                     "VALUES (X'{name}', 1, CONVERT(X'{value}' USING utf8mb4))",
+                     "SELECT 'won', ROW_COUNT()")
+    UPDATE_RECORD = ("UPDATE asfc_metadata SET version = version + 1, "
+                     "value = CONVERT(X'{value}' USING utf8mb4) "
+                     "WHERE name = X'{name}' AND version = {version}",
+                     "SELECT 'won', ROW_COUNT()")
+    READ_RECORDS = "SELECT 'record', HEX(name), version, HEX(value) FROM asfc_metadata"
+    READ_LEGACY = ("SELECT 'legacy', HEX(CONVERT(value USING utf8mb4)) FROM "
+                   "scheduler_failover_controller_metadata WHERE `key` = 'failover_heartbeat'")
+    READ_FACTS = ("SELECT 'fact', 'version', @@version", "SHOW VARIABLES LIKE 'wsrep_on'",
+                  "SHOW VARIABLES LIKE 'innodb_flush_log_at_trx_commit'")
+    _WEAK_COMMIT = ("innodb_flush_log_at_trx_commit is not 1, so a crash of the server can lose a "
+                    "write that was confirmed")
+    RISKS = {("wsrep_on", "ON"): "this is a Galera cluster; let all controllers use one server",
+             ("innodb_flush_log_at_trx_commit", "0"): _WEAK_COMMIT,
+             ("innodb_flush_log_at_trx_commit", "2"): _WEAK_COMMIT}
+    # The last one fails on a server that is read-only, before any write, as it must for a user that
+    # may write there nevertheless: two rows are an error where one value is wanted.
+    SESSION = (
+        "SET SESSION autocommit = 1, sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', "
+        "lock_wait_timeout = 1, innodb_lock_wait_timeout = 1{more} "
+        "/*M!100101 , max_statement_time = {limit_s:.3f} */ "
+        "/*!50708 , max_execution_time = {limit_ms} */",
+        "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "SELECT IF(@@read_only IN ('0', 'OFF') AND @@innodb_read_only IN ('0', 'OFF'), 'server', "
+        "(SELECT 1 UNION SELECT 2))")
+    SAME_OPTIONS = {"ssl_ca": "--ssl-ca", "ssl_capath": "--ssl-capath", "ssl_cert": "--ssl-cert",
+                    "ssl_key": "--ssl-key", "ssl_cipher": "--ssl-cipher",
+                    "charset": "--default-character-set"}
+    KNOWN_OPTIONS = frozenset(SAME_OPTIONS) | frozenset(
+        "ssl ssl_mode ssl_disabled ssl_verify_cert ssl_verify_identity ssl_check_hostname "
+        "unix_socket read_default_file connect_timeout".split())
+    TCP_DRIVERS = ("pymysql", "mysqlconnector", "aiomysql", "asyncmy")  # localhost is TCP to them
+
+    def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
+        super().__init__(world, configuration, url)
+        self._kind = "MySQL or MariaDB"
+        self._tls_mode = tls_mode(url.options)
+        self._program = ""
+        self._is_mariadb_client = False
+        self._is_galera = False
+        self._has_met = False
+
+    def _address(self) -> str:
+        path = self._url.options.get("unix_socket")
+        return "socket {}".format(path) if path else super()._address()
+
+    def _run_statements(self, statements: Sequence[str], deadline: float,
+                        creating: bool = False) -> List[Tuple[str, ...]]:
+        try:
+            if not self._has_met:
+                self._meet(deadline)
+            return super()._run_statements(statements, deadline, creating)
+        except _NoTableError:
+            raise
+        except MetadataError:
+            self._has_met = False  # whatever answers next may be another server, or another client
+            raise
+
+    def _meet(self, deadline: float) -> None:
+        """Learn which client there is, and what kind of server it reaches."""
+        for program in ("mysql", "mariadb"):
+            answer = self._world.run([Command((program, "--version"), self._left_s(deadline))])[0]
+            if answer.status == 0:
+                break
+        else:
+            raise self._error("its client, the program mysql or mariadb, can't be run here: {}"
+                              .format(answer.problem or answer.stderr))
+        self._program, self._is_mariadb_client = program, "MariaDB" in answer.stdout
+        self._is_galera = False
+        rows = super()._run_statements(
+            ["SELECT 'version', CONCAT(@@version, ' ', @@version_comment)",
+             "SHOW VARIABLES LIKE 'wsrep_on'"], deadline)
+        self._kind = "MariaDB" if "mariadb" in str(rows).lower() else "MySQL"
+        self._is_galera = ("wsrep_on", "ON") in rows
+        self._has_met = True
+
+    def _must_see_cipher(self) -> bool:
+        """MariaDB's client goes on without TLS when the server has none, unless it verifies."""
+        return self._tls_mode == "REQUIRED" and self._is_mariadb_client
+
+    def _look_at_session(self, lines: Sequence[str]) -> None:
+        ciphers = [line for line in lines if line.startswith("Ssl_cipher\t")]
+        if self._must_see_cipher() and "server" in lines and ciphers in ([], ["Ssl_cipher\t"]):
+            raise self._error("the URL asks for TLS, and the server does not offer it")
+
+    def _command(self, statements: Sequence[str], limit_s: float) -> Command:
+        server_limit_s = 0.7 * limit_s
+        # In a Galera cluster the server may lag: each statement waits until it has caught up.
+        session = [part.format(more=", wsrep_sync_wait = 7" if self._is_galera else "",
+                               limit_s=server_limit_s, limit_ms=int(1000 * server_limit_s))
+                   for part in self.SESSION]
+        if self._must_see_cipher():
+            session.append("SHOW STATUS LIKE 'Ssl_cipher'")
+        password = {"MYSQL_PWD": self._url.password} if self._url.password else None
+        return Command(tuple(self._arguments(limit_s)), limit_s,
+                       ";\n".join(session + list(statements)) + ";\n", password)
+
+    def _arguments(self, limit_s: float) -> List[str]:
+        url, options = self._url, self._url.options
+        defaults = options.get("read_default_file")
+        arguments = [self._program, "--defaults-file=" + defaults if defaults else "--no-defaults",
+                     "--batch", "--skip-column-names", "--skip-reconnect", "--skip-auto-rehash",
+                     "--local-infile=0", "--connect-timeout={}".format(max(1, int(limit_s)))]
+        if options.get("unix_socket"):
+            arguments += ["--protocol=SOCKET", "--socket=" + options["unix_socket"]]
+        elif url.driver in self.TCP_DRIVERS and url.host in ("", "localhost") and not defaults:
+            arguments += ["--protocol=TCP", "--host=localhost"]
+        elif url.host:
+            arguments.append("--host=" + url.host)
+        for name, value in (("port", url.port), ("user", url.user), ("database", url.database)):
+            if value:
+                arguments.append("--{}={}".format(name, value))
+        arguments += ["{}={}".format(self.SAME_OPTIONS[key], options[key])
+                      for key in sorted(self.SAME_OPTIONS) if options.get(key)]
+        return arguments + self._tls_arguments()
+
+    def _tls_arguments(self) -> List[str]:
+        if not self._is_mariadb_client:
+            return ["--ssl-mode=" + self._tls_mode] if self._tls_mode else []
+        if self._tls_mode.startswith("VERIFY"):
+            return ["--ssl", "--ssl-verify-server-cert"]  # this client verifies the name as well
+        return {"DISABLED": ["--skip-ssl"],
+                "REQUIRED": ["--ssl", "--skip-ssl-verify-server-cert"]}.get(self._tls_mode, [])
+
+
+class PostgreSQLMetadataService(_ClientMetadataService):
+    """PostgreSQL (9.5 and later), by the client `psql`."""
+    DEFAULT_PORT = 5432
+    NO_TABLE, READ_ONLY = "42P01", "22012"
+    FAILURE = re.compile(r"^(?:.*?: )?\w+:\s+([0-9A-Z]{5}): (.*)", re.MULTILINE)
+    CREATE_TABLE = ("CREATE TABLE IF NOT EXISTS asfc_metadata (name VARCHAR(255) COLLATE \"C\" "
+                    "NOT NULL PRIMARY KEY, version BIGINT NOT NULL, value TEXT NOT NULL)")
+    CREATE_RECORD = ("WITH written AS (INSERT INTO asfc_metadata (name, version, value) VALUES "
+                     "(convert_from(decode('{name}', 'hex'), 'UTF8'), 1, "
+                     "convert_from(decode('{value}', 'hex'), 'UTF8')) ON CONFLICT DO NOTHING "
+                     "RETURNING 1) SELECT 'won', count(*) FROM written",)
+    UPDATE_RECORD = ("WITH written AS (UPDATE asfc_metadata SET version = version + 1, "
+                     "value = convert_from(decode('{value}', 'hex'), 'UTF8') WHERE "
+                     "name = convert_from(decode('{name}', 'hex'), 'UTF8') AND version = {version} "
+                     "RETURNING 1) SELECT 'won', count(*) FROM written",)
+    READ_RECORDS = ("SELECT 'record', encode(convert_to(name, 'UTF8'), 'hex'), version, "
+                    "encode(convert_to(value, 'UTF8'), 'hex') FROM asfc_metadata")
+    READ_LEGACY = ("SELECT 'legacy', encode(convert_to(value::text, 'UTF8'), 'hex') FROM "
+                   "scheduler_failover_controller_metadata WHERE \"key\" = 'failover_heartbeat'")
+    READ_FACTS = ("SELECT 'fact', 'version', current_setting('server_version')",
+                  "SELECT 'fact', 'fsync', current_setting('fsync')")
+    RISKS = {("fsync", "off"): "fsync is off, so a crash of the server can lose all of it"}
+    # Stands before a statement in the same message, hence in the same transaction. Settings of the
+    # session or of the connection would be refused by pgbouncer, or kept for its other clients. The
+    # division fails on a server that is read-only; psql before 15 shows only the last row anyhow.
+    SESSION = (
+        "SELECT 'server', set_config('statement_timeout', '{limit_ms}', true), "
+        "set_config('lock_timeout', '1000', true), set_config('synchronous_commit', "
+        "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+        "ELSE current_setting('synchronous_commit') END, true), 1 / (CASE WHEN pg_is_in_recovery() "
+        "OR current_setting('transaction_read_only') = 'on' THEN 0 ELSE 1 END) \\; ")
+    TLS_WORDS = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+    # Those of libpq that asfc doesn't set itself; libpq refuses a key that it doesn't know.
+    LIBPQ_OPTIONS = frozenset(
+        "host hostaddr port user dbname passfile options application_name keepalives "
+        "keepalives_idle keepalives_interval keepalives_count tcp_user_timeout sslmode requiressl "
+        "sslcompression sslcert sslkey sslrootcert sslcrl sslcrldir sslsni sslnegotiation "
+        "sslcertmode ssl_min_protocol_version ssl_max_protocol_version channel_binding "
+        "require_auth requirepeer gssencmode krbsrvname gsslib gssdelegation service "
+        "target_session_attrs load_balance_hosts".split())
+    KNOWN_OPTIONS = LIBPQ_OPTIONS | {"ssl", "password", "client_encoding", "connect_timeout"}
+
+    def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
+        secret = url.options.get("password")
+        super().__init__(world, configuration, url._replace(password=secret) if secret else url)
+        self._kind = "PostgreSQL"
+        self._parameters = self._libpq_parameters()
+
+    def _libpq_parameters(self) -> Dict[str, str]:
+        """The connection in libpq's words, without the password."""
+        url = self._url
+        found = {"host": url.host, "port": url.port, "user": url.user, "dbname": url.database,
+                 "application_name": "asfc"}
+        wish = url.options.get("ssl", "").lower()  # as the drivers asyncpg and pg8000 have it
+        if wish:
+            found["sslmode"] = wish if wish in self.TLS_WORDS else \
+                "disable" if wish in ("0", "false", "no", "off") else "require"
+        found.update(item for item in url.options.items() if item[0] in self.LIBPQ_OPTIONS)
+        if url.options.get("host", "").count(":") == found["host"].count(",") + 1:
+            hosts = [host.split(":") for host in found["host"].split(",")]  # host=a:1&host=b:2
+            found["host"] = ",".join(host for host, *_ in hosts)
+            found["port"] = ",".join(host[-1] for host in hosts)
+        return {key: value for key, value in found.items() if value}
+
+    def _address(self) -> str:
+        parameters = self._parameters
+        host = parameters.get("host", parameters.get("hostaddr", ""))
+        if "/" in host or not host:
+            return "socket {}".format(host).strip()
+        return "{}:{}".format("[{}]".format(host) if ":" in host else host,
+                              parameters.get("port", self.DEFAULT_PORT))
+
+    def describe(self) -> str:
+        return "PostgreSQL at {}, database {}".format(
+            self._address(), self._parameters.get("dbname", self._parameters.get("user", "")))
+
+    def _command(self, statements: Sequence[str], limit_s: float) -> Command:
+        session = self.SESSION.format(limit_ms=int(700 * limit_s))
+        script = "".join("{}{};\n".format(session, statement) for statement in statements)
+        words = " ".join("{}='{}'".format(key, re.sub(r"(['\\])", r"\\\1", value))
+                         for key, value in sorted(self._parameters.items()))
+        environment = {"PGCONNECT_TIMEOUT": str(max(2, int(limit_s))), "PGCLIENTENCODING": "UTF8"}
+        if self._url.password:
+            environment["PGPASSWORD"] = self._url.password
+        return Command(("psql", "-X", "-q", "-A", "-t", "-w", "-F", "\t", "-v", "ON_ERROR_STOP=1",
+                        "-v", "VERBOSITY=verbose", "-d", words), limit_s, script, environment)
+
+
+def metadata_service(world: World, configuration: Any) -> MetadataService:
+    """The service that the configuration names. Raises ConfigurationError; asks no server yet."""
+    kind = configuration.metadata_service_type
+    if kind == "ZookeeperMetadataService":
+        raise ConfigurationError("[scheduler_failover] metadata_service_type = {}: ZooKeeper comes "
+                                 "in a later release; until then use SQLMetadataService."
+                                 .format(kind))
+    if kind != "SQLMetadataService":
+        raise ConfigurationError("[scheduler_failover] metadata_service_type = {}: allowed are "
+                                 "SQLMetadataService and ZookeeperMetadataService.".format(kind))
+    url = read_database_url(configuration.sql_alchemy_conn)
+    services = {"sqlite": SQLiteMetadataService, "mysql": MySQLMetadataService,
+                "postgresql": PostgreSQLMetadataService}
+    return services[url.kind](world, configuration, url)
+
+
+###############################################################################
+# Nodes: the script ###########################################################
+###############################################################################
+
+# What runs on a node for every question and every order: POSIX sh and awk, sent along with the
+# command; nothing of asfc need be installed there. Its parameters are assignments before its
+# first line (see `script_for`). It answers in lines that begin with "asfc NONCE " and end with
+# "asfc NONCE end". Comments and indentation are stripped before it is sent. A line "# point: ..."
+# names a moment at which the tests kill or freeze it; the state on disk is safe at each of them.
+#
+# In the state directory: `gate` (highest pair, its instance, first cluster, first node name),
+# `gate.lock` (flock), `intent` (a start whose process was not seen yet), `main` (the main
+# processes seen), `start.out` (what the start command wrote). Each of one line, from the format
+# number to the word "end", so that half a file is never taken for a whole one.
+
+# The judge of a process list. In: ps's lines (pid ppid pgid sid uid stat args), then "ps STATUS".
+# Out: a line each of main processes, targets (mains but the one to keep, and remnants), all that
+# goes with them, the start command's processes, what to remember; then the lines of the answer.
+# Processes are written pid:start. `image` is the address of a program's stack: forks share it,
+# programs that were started separately don't, so a dead scheduler's forks give themselves away.
+NODE_JUDGE = r"""
+function base(word) { sub(/.*\//, "", word); return word }
+# 1: a scheduler's main process or a fork of it; 2: one of its named helpers; 0: something else
+function recognised(words, at) {
+    at = 7
+    if (base(words[at]) ~ /^python/)
+        for (at++; words[at] ~ /^-/; at++) ;
+    if (base(words[at]) != "airflow" || words[at + 1] != "scheduler") return 0
+    return words[at + 2] == "--" || words[at + 2] == "-" ? 2 : 1
+}
+# Whether the process still is what ps saw; its start time, terminal and image are then known.
+function known(p, line, text, field, file) {
+    if (p in start) return start[p] != ""
+    start[p] = ""
+    file = proc "/" p "/stat"
+    while ((getline line < file) > 0) text = text line " "
+    close(file)
+    sub(/.*\) /, "", text)
+    if (split(text, field, " ") < 26 || field[1] ~ /^[ZX]/ || field[4] != session[p]) return 0
+    terminal[p] = field[5]; start[p] = field[20]; image[p] = field[26]
+    return 1
+}
+# In a container on this machine: that one is not ours to judge or to end.
+function contained(p, line, file, field, ids) {
+    file = proc "/" p "/status"
+    while ((getline line < file) > 0) if (line ~ /^NSpid:/) ids = split(line, field, " ")
+    close(file)
+    return ids > 2
+}
+function below(p, top, depth) {
+    for (depth = 0; depth < 200 && (p in parent); depth++) {
+        if (p == top) return 1
+        p = parent[p]
+    }
+    return 0
+}
+function name(p) { return p ":" start[p] }
+function tell(word, p, text, i) {
+    text = args[p]
+    for (i = 0; i < 6; i++) sub(/^ *[^ ]+ */, "", text)
+    report = report "asfc " nonce " " word " " p " " start[p] " " parent[p] " " session[p] " " \
+        user[p] " " substr(text, 1, 200) "\n"
+}
+function orphan(p) { return !((parent[p] in running) && session[parent[p]] == session[p]) }
+# Surely no leftover: leads its group, has forks or helpers, is held by its session, is remembered.
+function certain(p) { return group[p] == p || (p in sons) || !orphan(p) || (p in remembered) }
+# What a scheduler without a scheduler above it is: main, remnant, or a fork astray of main `of`.
+function verdict(p, i, q, twins) {
+    if (certain(p)) return "main"
+    for (i = 1; i <= memories; i++)
+        if (dead[i] && m_session[i] == session[p] &&
+            (m_image[i] == image[p] || m_image[i] == 0 || image[p] == 0)) return "remnant"
+    if (image[p] == 0) return "main"
+    for (i = 1; i <= tops; i++) {
+        q = top[i]
+        if (q == p || session[q] != session[p] || image[q] != image[p]) continue
+        if (certain(q)) { of = q; return "astray" }
+        twins++
+    }
+    return twins && !(session[p] in running) ? "remnant" : "main"
+}
+# A session is the scheduler's own when nothing else lives in it: forks, and above it no terminal.
+function owns(m, i, q) {
+    if (m in remembered) return m_own[remembered[m]]
+    for (i = 1; i <= total; i++) {
+        q = pid[i]
+        if (session[q] != session[m] || below(q, m)) continue
+        if ((q in protected) || !below(m, q) || !known(q) || terminal[q] != 0) return 0
+    }
+    return 1
+}
+function leftover(q, i, j) {
+    if (kind[q] == 1 && (q in main)) return 0
+    for (j = 1; j <= mains; j++)
+        if (below(q, main_at[j]) || below(main_at[j], q)) return 0
+    if (kind[q] == 2) {
+        for (j = 1; j <= mains; j++) if (session[q] == session[main_at[j]]) return 0
+        return 1
+    }
+    for (i = 1; i <= memories; i++)
+        if (dead[i] && m_own[i] && session[q] == m_session[i] && known(q) &&
+            start[q] >= m_start[i]) return 1
+    return 0
+}
+# Whether a process goes with what is to be stopped, and not with the main process to keep.
+function goes(q, i, t) {
+    if (keep && (below(q, keep) || below(keep, q))) return 0
+    for (i = 1; i <= targets; i++) if (below(q, target[i])) return 1
+    if (keep && session[q] == session[keep]) return 0
+    for (i = 1; i <= targets; i++) {
+        t = target[i]
+        if ((t in main) && session[q] == session[t] && owned[t]) return 1
+    }
+    return 0
+}
+function of_command(q, depth) {
+    if (command_session == 0) return 0
+    for (depth = 1; depth <= mains; depth++)
+        if (below(q, main_at[depth]) || (main_at[depth] == keep && below(keep, q))) return 0
+    if (!known(q) || start[q] < command_start) return 0
+    for (depth = 0; depth < 200 && (q in parent); depth++) {
+        if (session[q] == command_session) return 1
+        q = parent[q]
+    }
+    return 0
+}
+BEGIN { FS = "\001" }
+/^ps [0-9]+$/ { ps_status = substr($0, 4); next }
+{
+    words_in = split(substr($0, 1, 800), word, " ")
+    if (words_in < 6 || word[1] word[2] word[3] word[4] word[5] ~ /[^0-9]/) { broken = 1; next }
+    p = word[1]
+    parent[p] = word[2]; group[p] = word[3]; session[p] = word[4]; user[p] = word[5]
+    if (word[6] ~ /^[ZX]/) next
+    running[p] = 1; pid[++total] = p
+    if ((kind[p] = recognised(word))) args[p] = substr($0, 1, 800)
+}
+END {
+    if (ps_status != "0") { print "blind ps -A -ww -o ... fails (procps is needed)"; exit }
+    if (broken) { print "blind its process list can not be understood"; exit }
+    if (!(1 in parent) || !(me in parent)) {
+        print "blind its process list hides processes (hidepid?)"; exit
+    }
+    for (q = me; (q in parent) && !(q in protected); q = parent[q]) protected[q] = 1
+    protected[1] = 1; protected[0] = 1
+    split(kept, f, ":")
+    if ((f[1] in running) && known(f[1]) && start[f[1]] == f[2]) keep = f[1]
+    for (i = 1; i <= total; i++) {
+        p = pid[i]
+        if (!kind[p]) continue
+        if (!known(p)) { print "unsettled"; exit }
+        if (user[p] == uid && !contained(p)) continue
+        foreign[p] = kind[p]; kind[p] = 0
+    }
+    for (i = 1; i <= total; i++)
+        if ((pid[i] in foreign) && foreign[pid[i]] == 1 && !(parent[pid[i]] in foreign))
+            tell("foreign", pid[i])
+    memories = split(memory, entry, " ")
+    for (i = 1; i <= memories; i++) {
+        split(entry[i], f, ":")
+        m_pid[i] = f[1]; m_start[i] = f[2]; m_session[i] = f[3]; m_own[i] = f[4] + 0; m_image[i] = f[5]
+        dead[i] = !((f[1] in running) && known(f[1]) && start[f[1]] == f[2])
+        if (!dead[i]) remembered[f[1]] = i
+    }
+    for (i = 1; i <= total; i++) {
+        p = pid[i]
+        if (!kind[p]) continue
+        if (kind[parent[p]] == 1) sons[parent[p]] = 1
+        if (kind[p] == 1 && kind[parent[p]] != 1) top[++tops] = p
+    }
+    for (i = 1; i <= tops; i++) called[i] = verdict(top[i]) ":" of
+    for (i = 1; i <= tops; i++) {
+        p = top[i]; split(called[i], f, ":")
+        if (f[1] == "main") { main[p] = 1; main_at[++mains] = p }
+        if (f[1] == "astray") parent[p] = f[2]
+        if (f[1] == "remnant") lost[p] = 1
+    }
+    for (i = 1; i <= mains; i++) {
+        p = main_at[i]
+        owned[p] = owns(p)
+        main_list = main_list " " name(p)
+        tell("main", p)
+        if (p != keep) { target[++targets] = p; target_list = target_list " " name(p) }
+        # One that lived 10 s is no passing stage of a daemon's start.
+        if ((p in remembered) || now - start[p] >= 1000)
+            keep_list = keep_list " " name(p) ":" session[p] ":" owned[p] ":" image[p]
+    }
+    for (i = 1; i <= total; i++) {
+        q = pid[i]
+        if (user[q] != uid || (q in protected)) continue
+        if (!(q in lost) && !leftover(q)) continue
+        if (!known(q)) continue
+        target[++targets] = q; target_list = target_list " " name(q)
+        left[session[q]] = 1
+        tell("remnant", q)
+    }
+    for (i = 1; i <= memories; i++)
+        if (dead[i] && (m_session[i] in left)) keep_list = keep_list " " entry[i]
+    for (i = 1; i <= total && targets; i++) {
+        q = pid[i]
+        if (user[q] == uid && !(q in protected) && goes(q) && known(q))
+            kill_list = kill_list " " name(q)
+    }
+    if ((command_session in running) && known(command_session) && \
+        command_session == command_pid && start[command_session] != command_start) command_session = 0
+    for (i = 1; i <= total; i++) {
+        q = pid[i]
+        if (!(q in protected) && of_command(q)) command_list = command_list " " name(q)
+    }
+    print "settled" main_list
+    print "targets" target_list
+    print "kills" kill_list
+    print "command" command_list
+    print "memory" keep_list
+    printf "%s", report
+    print "whole"
+}
+"""
+
+# The keeper of a time limit, a process of its own: it kills the process group once the limit is
+# over, frozen processes too, and leaves within a second after the process has.
+NODE_TIMER = r"""
+pid=$1 start=$2 group=$3 left=$4
+trap "" HUP
+same() {
+    { read -r line <"/proc/$pid/stat"; } 2>/dev/null || exit 0
+    set -- ${line##*) }
+    shift 19
+    [ "$1" = "$start" ] || exit 0
+}
+while same; [ "$left" -gt 0 ]; do
+    sleep 1
+    left=$((left - 1))
+done
+kill -KILL "-$group"
+"""
+
+NODE_SCRIPT = r"""
+set -f
+PATH=${PATH:-/usr/bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+proc=/proc
+newline='
+'
+timer= intent= mains= status= memory= command_list=
+tell() { printf 'asfc %s %s\n' "$nonce" "$*"; }
+finish() {
+    tell end
+    [ -z "$timer" ] || kill -KILL "-$timer" 2>/dev/null
+    exit 0
+}
+unknown() { tell unknown "$*"; finish; }
+refuse() { tell refused "$*"; finish; }
+number() { case $1 in ''|*[!0-9]*) return 1;; esac; }
+nap() { sleep 0.2 2>/dev/null || sleep 1; }
+# Hundredths of a second since boot, on the clock that goes on in a suspend.
+look_at_clock() {
+    read -r uptime rest </proc/uptime
+    now=$((${uptime%.*} * 100 + 1${uptime#*.} - 100))
+}
+# Sets start, group and session of a process; false when it has ended.
+process() {
+    p_start= p_group= p_session=
+    { read -r line <"$proc/$1/stat"; } 2>/dev/null || return 1
+    set -- ${line##*) }
+    case $1 in Z|X) return 1;; esac
+    [ $# -ge 20 ] || return 1
+    p_group=$3 p_session=$4
+    shift 19
+    p_start=$1
+}
+# Whether the process that is written pid:start still lives.
+lives() { process "${1%%:*}" && [ "$p_start" = "${1#*:}" ]; }
+# PID GROUP SECONDS. Neither the lock nor the pipes stay open in it.
+limit() {
+    process "$1" || return 0
+    setsid sh -c "$timer_script" asfc-timer "$1" "$p_start" "$2" "$3" \
+        </dev/null >/dev/null 2>&1 7>&- 8>&- 9>&- &
+    limiter=$!
+}
+
+# -- State files
+
+# Sets record to a file's words: none without a file, false when it isn't whole.
+load() {
+    record=
+    [ -e "$dir/$1" ] || return 0
+    { read -r record <"$dir/$1"; } 2>/dev/null
+    case $record in '1 '*' end') return 0;; esac
+    return 1
+}
+# Read back before it takes the old one's place: some shells don't notice a full disk.
+store() {
+    written=
+    { printf '%s\n' "1 $2 end" >"$dir/$1.new"; } 2>/dev/null &&
+        sync "$dir/$1.new" 2>/dev/null &&
+        read -r written <"$dir/$1.new" && [ "$written" = "1 $2 end" ] &&
+        mv -f "$dir/$1.new" "$dir/$1" && sync "$dir" 2>/dev/null
+}
+broken() {
+    unknown "its file $dir/$1 can not be read or is damaged: see that no scheduler runs or starts" \
+        "there, then remove it"
+}
+find_directory() {
+    case $dir in '~') dir=$HOME;; '~/'*) dir=$HOME/${dir#'~/'};; esac
+    case $dir in /*) ;; *) unknown "its state directory $dir is not an absolute path";; esac
+}
+local_directory() {
+    file_system=$(stat -f -c %T "$1" 2>/dev/null) || return 1
+    case $file_system in
+    nfs*|smb*|cifs*|fuse*|afs|kafs|coda|ceph*|gfs*|ocfs2|lustre|gpfs|panfs|v9fs|9p|ncp*|novell|fhgfs|\
+    acfs|snfs|vxfs|ibrix|prl_fs|vboxsf|vmhgfs|UNKNOWN*) return 1;;
+    esac
+}
+make_directory() {
+    [ -d "$dir" ] || mkdir -p -m 700 "$dir" 2>/dev/null
+    [ -d "$dir" ] && [ -O "$dir" ] && [ -w "$dir" ] && [ -x "$dir" ] ||
+        unknown "its state directory $dir can not be made, or belongs to another user"
+    local_directory "$dir" ||
+        unknown "its state directory $dir is on a network file system (${file_system:-unknown});" \
+            "set state_dir to a directory on a local one"
+    { printf '' >>"$dir/gate.lock"; } 2>/dev/null || unknown "it can not write in $dir"
+}
+
+# -- The gate
+
+load_gate() {
+    load gate || broken gate
+    gate=${record#1 } gate=${gate% end}
+    set -- $gate
+    gate_term=${1:-} gate_move=${2:-} gate_instance=${3:-} gate_cluster=${4:-} gate_node=${5:-}
+    [ $# = 0 ] || { [ $# = 5 ] && number "$1" && number "$2"; } || broken gate
+}
+pass_gate() {
+    load_gate
+    if [ "$gate" ]; then
+        tell gate "$gate"
+        [ "$gate_cluster" = "$cluster" ] ||
+            refuse "node $node belongs to cluster $gate_cluster, not to $cluster: if this is meant," \
+                "stop the other cluster's controllers and its scheduler, then remove $dir/gate there"
+        [ "$gate_node" = "$node" ] ||
+            refuse "the state directory $dir belongs to node $gate_node, not to $node: give each node" \
+                "its own, or, if the node was renamed, remove $dir/gate there"
+        [ "$term" -gt "$gate_term" ] ||
+            { [ "$term" = "$gate_term" ] && [ "$move" -ge "$gate_move" ]; } ||
+            refuse "node $node has heard of the newer $gate_term.$gate_move"
+        [ "$gate" != "$term $move $instance $cluster $node" ] || return 0
+        [ "$term.$move" != "$gate_term.$gate_move" ] ||
+            refuse "on node $node $term.$move is taken by another instance, $gate_instance"
+    fi
+    gate="$term $move $instance $cluster $node"
+    store gate "$gate" || unknown "it can not write in $dir (is its disk full?)"
+    tell gate "$gate"
+    # point: gate written
+}
+same_gate() { load gate && [ "$record" = "1 $gate end" ]; }
+
+# -- The intent
+
+load_intent() {
+    load intent || broken intent
+    intent=${record#1 } intent=${intent% end}
+    [ "$intent" ] || return 0
+    set -- $intent
+    [ $# = 9 ] && number "$1" && number "$2" && number "$4" && number "$5" && number "$6" &&
+        number "$8" || broken intent
+    intent_of="$1 $2 $3" intent_pid=$4 intent_start=$5 intent_session=$6 intent_boot=$7 begun=$8 ended=$9
+    [ "$intent_boot" = "$boot" ] || intent=
+}
+store_intent() {
+    store intent "$intent_of $intent_pid $intent_start $intent_session $boot $begun $1"
+}
+close_intent() {
+    intent=
+    [ ! -e "$dir/intent" ] || { rm -f "$dir/intent" && sync "$dir"; } 2>/dev/null ||
+        unknown "it can not write in $dir"
+}
+# An open intent ends when a main process is seen, or with the machine that it was begun on.
+# Otherwise the time at which its command was first seen to have ended is kept.
+settle_intent() {
+    if [ "$mains" ] || [ "$status" = 0 ] || [ -z "$intent" ]; then
+        close_intent
+    elif [ "$ended" = - ] && ! lives "$intent_pid:$intent_start"; then
+        look_at_clock
+        ended=$now
+        store_intent "$ended" || unknown "it can not write in $dir (is its disk full?)"
+    fi
+}
+tell_intent() {
+    [ "$intent" ] || return 0
+    look_at_clock
+    runs=0
+    ! lives "$intent_pid:$intent_start" || runs=1
+    since=-
+    [ "$ended" = - ] || since=$((now - ended))
+    tell intent "$intent_of $runs $((now - begun)) $since"
+}
+tell_output() {
+    [ -z "$mains" ] || return 0
+    out=$dir/start.out
+    if [ ! -s "$out" ] && [ "$own_log" ]; then
+        out=$own_log
+        case $out in '~/'*) out=$HOME/${out#'~/'};; esac
+    fi
+    [ -r "$out" ] && [ -f "$out" ] || return 0
+    tail -n 8 "$out" 2>/dev/null | tail -c 1500 | LC_ALL=C tr -d '\000-\010\013-\037\177' |
+        while read -r line || [ "$line" ]; do tell output "$line"; done
+}
+
+# -- Processes
+
+next_line() { line=${listing%%"$newline"*} listing=${listing#*"$newline"}; }
+list_once() {
+    look_at_clock
+    listing=$({
+        unset PS_FORMAT PS_PERSONALITY
+        LC_ALL=C ps -A -ww -o pid=,ppid=,pgid=,sid=,uid=,stat=,args=
+        echo "ps $?"
+    } 2>/dev/null | LC_ALL=C awk -v me=$$ -v uid="$uid" -v proc="$proc" -v nonce="$nonce" \
+        -v now="$now" -v memory="$memory" -v kept="$keep" -v command_pid="${intent_pid:-0}" \
+        -v command_session="${intent_session:-0}" -v command_start="${intent_start:-0}" \
+        "$judge" 2>/dev/null) || listing='blind its awk fails'
+    case $listing in *"${newline}whole") ;; settled*) listing='blind its awk stopped midway';; esac
+}
+# Sets mains, targets, kills, command_list and report; ends the script when nothing can be seen.
+list() {
+    for attempt in 1 2 3 4; do
+        list_once
+        case $listing in unsettled) nap;; *) break;; esac
+    done
+    case $listing in
+    settled*) ;;
+    unsettled) unknown "its schedulers' processes come and go too fast to be listed";;
+    *) unknown "${listing#blind }";;
+    esac
+    next_line; mains=${line#settled}
+    next_line; targets=${line#targets}
+    next_line; kills=${line#kills}
+    next_line; command_list=${line#command}
+    next_line; seen_memory=${line#memory}
+    report=${listing%whole}
+}
+load_memory() {
+    load main || broken main
+    set -- $record
+    memory=
+    [ "${2:-}" != "$boot" ] || { memory=${record#1 "$boot"} memory=${memory% end}; }
+}
+# A help in telling remnants apart; a full disk must not hide a scheduler that runs.
+remember() {
+    [ "$memory" = "$seen_memory" ] || ! store main "$boot$seen_memory" || memory=$seen_memory
+}
+find_user() {
+    uid=$(id -u $user 2>/dev/null) || unknown "it has no user $user (scheduler_user)"
+}
+find_login_shell() {
+    login_shell=${SHELL:-}
+    case ${login_shell##*/} in ''|nologin|false)
+        login_shell=$(getent passwd "$(id -u)" 2>/dev/null)
+        login_shell=${login_shell##*:};;
+    esac
+    case ${login_shell##*/} in ''|nologin|false) login_shell=;; esac
+    [ -x "$login_shell" ] || login_shell=$(command -v bash) || login_shell=sh
+}
+# SECONDS COMMAND: run an operator's command, in a session of its own (but where sudo wants the
+# terminal) and without the lock: what it leaves behind must not hold it.
+run_limited() {
+    if [ "$terminal" ]; then
+        "$login_shell" -c "$2" </dev/null 9>&-
+        return
+    fi
+    setsid "$login_shell" -c "$2" </dev/null 9>&- &
+    child=$!
+    limit "$child" "$child" "$1"
+    wait "$child"
+}
+ask_status() {
+    status=
+    [ "$status_command" ] || return 0
+    said=$(run_limited "$status_limit" "$status_command" 2>&1)
+    status=$?
+    said=$(printf '%s\n' "$said" | tail -n 1 | LC_ALL=C tr -d '\000-\037\177')
+}
+tell_all() {
+    tell_intent
+    [ -z "$status" ] || tell status "$status $said"
+    printf '%s' "$report"
+    tell_output
+}
+
+# -- Starting
+
+start_refused() {
+    if [ "$mains" ] || [ "$status" = 0 ]; then
+        tell 'done' 'not started: a scheduler runs there already'
+    elif [ "$intent" ]; then
+        tell 'done' 'not started: an earlier start is still under way'
+    elif [ "$status" ] && [ "$status" != 3 ]; then
+        tell 'done' 'not started: airflow_scheduler_status_command does not say that none runs'
+    else
+        return 1
+    fi
+}
+# What reads "go" from fd 0 and becomes the command. It does nothing when its writer dies first.
+launcher='read -r word && [ "$word" = go ] || exit 1; exec "$@" </dev/null'
+start_shell() {
+    shell=$login_shell
+    [ "$own_start" ] || return 0
+    shell=$(command -v bash) || shell=sh
+    [ "$uid" = "$(id -u)" ] || unknown "asfc works as another user than $user there:" \
+        "airflow_scheduler_start_command must say how $user's scheduler is started"
+}
+intent_from() {
+    process "$1" || return 1
+    intent_of="$term $move $instance" intent_pid=$1 intent_start=$p_start intent_session=$2
+    look_at_clock
+    begun=$now ended=- intent=open
+    store_intent - || return 1
+    # point: intent written
+    same_gate
+}
+start_detached() {
+    rm -f "$dir/go" && mkfifo -m 600 "$dir/go" || unknown "it can not write in $dir"
+    exec 8<>"$dir/go"
+    exec 7<"$dir/go"
+    rm -f "$dir/go"
+    setsid sh -c "$launcher" asfc-start "$shell" -c "$command" \
+        <&7 7<&- 8>&- 9>&- >"$dir/start.out" 2>&1 &
+    child=$!
+    exec 7<&-
+    # point: launched
+    intent_from "$child" "$child" || unknown "it could not write its intent; nothing was started"
+    echo go >&8
+    exec 8>&-
+    # point: sent on its way
+    tell 'done' 'the start command was launched'
+    tell_all
+    finish
+}
+# sudo may want the terminal, and its end would end the command: so this session stays with it.
+start_on_terminal() {
+    process $$
+    intent_from $$ "$p_session" || unknown "it could not write its intent; nothing was started"
+    trap '' HUP
+    tell 'done' 'the start command was launched'
+    tell_all
+    tell end
+    exec 9>&-
+    "$shell" -c "$command" </dev/null >"$dir/start.out" 2>&1
+    kill -KILL "-$timer" 2>/dev/null
+    exit 0
+}
+start() {
+    start_refused && { tell_all; finish; }
+    start_shell
+    { printf '' >"$dir/start.out"; } 2>/dev/null || unknown "it can not write in $dir"
+    report= mains=
+    if [ "$terminal" ]; then start_on_terminal; else start_detached; fi
+}
+
+# -- Stopping
+
+# SIGNAL PROCESSES: each is looked at again first, for its number may be another's by now.
+signal_each() {
+    for each in $2; do
+        if lives "$each"; then kill -"$1" "${each%%:*}" 2>/dev/null; fi
+    done
+}
+any_lives() {
+    for each in $1; do
+        if lives "$each"; then return 0; fi
+    done
+    return 1
+}
+# PROCESSES SECONDS: true as soon as all are gone.
+wait_gone() {
+    look_at_clock
+    until_then=$((now + $2 * 100))
+    while any_lives "$1"; do
+        [ "$now" -lt "$until_then" ] || return 1
+        nap
+        look_at_clock
+    done
+}
+kill_command() {
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        [ "$command_list" ] || return 0
+        signal_each KILL "$command_list"
+        nap
+        list
+    done
+    [ -z "$command_list" ]
+}
+# TERM, TERM, KILL. All that goes with the targets was listed before the first signal; what they
+# leave behind, and what was started meanwhile, goes with them.
+stop_targets() {
+    listed=$kills
+    for attempt in 1 2; do
+        signal_each TERM "$targets"
+        ! wait_gone "$targets" "$stop_wait" || break
+    done
+    signal_each TERM "$listed"
+    wait_gone "$listed" 1
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        list
+        [ "$kills" ] || any_lives "$listed" || break
+        signal_each KILL "$kills $listed"
+        nap
+    done
+}
+stop_by_operator() {
+    listed=$kills
+    run_limited "$stop_limit" "$command" >"$dir/stop.out" 2>&1
+    stopped_with=$?
+    wait_gone "$mains" "$stop_wait"
+    list
+    if [ -z "$mains" ]; then
+        kills="$kills $listed"
+        ! any_lives "$kills" || stop_targets
+    fi
+    said=$(tail -n 1 "$dir/stop.out" 2>/dev/null | LC_ALL=C tr -d '\000-\037\177')
+    tell 'done' "the stop command ended with status $stopped_with${said:+: }$said"
+}
+stop() {
+    was_open=$intent
+    if [ "$intent" ] && ! kill_command; then
+        tell_intent
+        unknown "processes of the start command can not be ended:$command_list"
+    fi
+    # point: start command killed
+    if [ "$command" ] && [ -z "$keep" ]; then
+        stop_by_operator
+    elif [ "$targets" ]; then
+        stop_targets
+        tell 'done' 'asked it to end (SIGTERM), then ended what was left (SIGKILL)'
+    else
+        tell 'done' 'there was nothing to stop'
+    fi
+    list
+    if [ "$was_open" ] && [ "$command_list" ]; then
+        tell_intent
+        unknown "processes of the start command can not be ended:$command_list"
+    fi
+    ask_status
+    remember
+    close_intent
+    tell_all
+    finish
+}
+
+# -- What is asked for
+
+needed='ps awk id stat sync sleep tail tr rm mv mkdir mkfifo flock setsid'
+lacking() {
+    lacks=
+    for tool in $needed; do
+        command -v "$tool" >/dev/null 2>&1 || lacks="$lacks $tool"
+    done
+    [ "$lacks" ]
+}
+look() {
+    if lacking; then tell lacks "its PATH has no$lacks (packages: procps, coreutils, util-linux)"; fi
+    above=$dir
+    while [ ! -e "$above" ] && [ "$above" != / ]; do above=${above%/*} above=${above:-/}; done
+    if [ ! -d "$above" ] || [ ! -w "$above" ]; then
+        tell lacks "the state directory $dir can not be made or written there"
+    elif ! local_directory "$above"; then
+        tell lacks "the state directory $dir is on a network file system there ($file_system)"
+    fi
+    [ ! -r "$dir" ] || { load_intent; load_memory; }
+    list
+    ask_status
+    [ -z "$mains" ] && [ "$status" != 0 ] || intent=
+    tell_all
+    finish
+}
+
+cd "${HOME:-/}" 2>/dev/null || cd /
+if command -v setsid >/dev/null 2>&1; then
+    process $$
+    limit $$ "$p_group" "$time_limit"
+    timer=$limiter
+fi
+tell node "$node"
+read -r boot </proc/sys/kernel/random/boot_id
+find_directory
+find_user
+find_login_shell
+[ "$verb" != look ] || look
+! lacking || unknown "its PATH has no$lacks (packages: procps, coreutils, util-linux)"
+make_directory
+exec 9>>"$dir/gate.lock"
+flock -x 9 || unknown "it can not lock $dir/gate.lock"
+# point: locked
+pass_gate
+load_intent
+load_memory
+list
+if [ "$verb" = stop ]; then stop; fi
+ask_status
+remember
+settle_intent
+if [ "$verb" = start ]; then start; fi
+tell_all
+finish
+"""
+
+
+def _stripped(script: str) -> str:
+    """A script without comments, blank lines and indentation."""
+    lines = [line.strip() for line in script.splitlines()]
+    return "\n".join(line for line in lines if line and not line.startswith("#")) + "\n"
+
+
+def script_for(parameters: Mapping[str, str]) -> str:
+    """The script of a node with its parameters, ready to be sent."""
+    constants = {"judge": _stripped(NODE_JUDGE), "timer_script": _stripped(NODE_TIMER)}
+    assignments = ["{}={}".format(name, shlex.quote(value))
+                   for name, value in list(parameters.items()) + list(constants.items())]
+    return "\n".join(assignments) + "\n" + _stripped(NODE_SCRIPT)
+
+
+def script_words(script: str) -> Tuple[str, ...]:
+    """The words of a command line that runs a script: sh, and the script as base64.
+
+    Base64 in short words passes unharmed through every login shell (csh limits a word's length,
+    and newlines and quotes differ among them); nothing is read from stdin, for a terminal
+    (ssh -tt) would echo it. A multiple of four keeps the padding off the beginning of a word.
+    """
+    encoded = base64.b64encode(script.encode("utf-8")).decode("ascii")
+    chunks = [encoded[at:at + 400] for at in range(0, len(encoded), 400)]
+    return ("sh", "-c", 'eval "$(echo $* | tr -d " " | base64 -d)"', "asfc") + tuple(chunks)
+
+
+###############################################################################
+# Nodes: asking and telling ###################################################
+###############################################################################
+
+
+class NodeRequest(NamedTuple):
+    """What a command asks of a node. A simulated world answers this instead of running a script."""
+    verb: str                 # look, query, start or stop
+    nonce: str
+    node: str
+    stamp: Optional[Stamp]    # None for a verb's look
+    keep: Optional[Process]   # a stop spares this main process
+
+
+def _shell_path(path: str) -> str:
+    """A path quoted for sh, with a `~` at its beginning left to the node's shell."""
+    home, slash, rest = path.partition("/")
+    if re.match(r"~[A-Za-z0-9_.-]*$", home):
+        return home + slash + (shlex.quote(rest) if rest else "")
+    return shlex.quote(path)
+
+
+def own_start_command(configuration: Any, environment: Mapping[str, str]) -> str:
+    """asfc's own start command, as text for bash or sh: it becomes the scheduler."""
+    log = _shell_path(configuration.airflow_scheduler_log_file)
+    if configuration.airflow_home_is_explicit:
+        lines = ["export AIRFLOW_HOME=" + _shell_path(configuration.airflow_home)]
+    else:
+        lines = ['export AIRFLOW_HOME="${AIRFLOW_HOME:-$HOME/airflow}"']
+    if environment.get("AIRFLOW_CONFIG"):
+        lines.append("export AIRFLOW_CONFIG=" + _shell_path(environment["AIRFLOW_CONFIG"]))
+    if configuration.airflow_virtualenv:
+        lines.append(". {} || exit 1".format(_shell_path(configuration.airflow_virtualenv)))
+    return "\n".join(lines + [
+        "command -v airflow >/dev/null || { echo \"airflow: not found in $PATH\" >&2; exit 127; }",
+        'log={}'.format(log),
+        'mkdir -p "${log%/*}" || exit 1',
+        'exec airflow scheduler >>"$log" 2>&1'])
+
+
+# What ssh says when it fails, and what helps.
+SSH_FAILURES = (
+    (r"host key verification failed|no .*host key is known|remote host identification has changed",
+     "ssh doesn't know its host key: as the user that runs asfc, run `ssh {node}` once and check "
+     "the key (or `ssh-keygen -R {node}` first, if the host was rebuilt)"),
+    (r"permission denied|too many authentication failures",
+     "ssh: permission denied: as the user that runs asfc, run `ssh-copy-id {node}`"),
+    (r"could not resolve hostname|name or service not known",
+     "ssh: its name is not known here: see /etc/hosts or the DNS, or set ssh_options"),
+    (r"connection refused", "ssh: connection refused: does sshd run there?"),
+    (r"no route to host|network is unreachable", "ssh: no route to the host: is it off or cut off?"),
+    (r"timed out|timeout", "ssh: no answer in time: is it off or cut off?"),
+    (r"connection (closed|reset)|broken pipe", "ssh: the connection was closed by the other side"),
+    (r"base64: |tr: .*not found", "it has no base64 or tr (package coreutils)"),
+)
+
+
+class NodeAnswer(NamedTuple):
+    """The lines of a node's answer, by their first word."""
+    lines: Dict[str, List[str]]
+
+    def only(self, word: str) -> str:
+        """The text of a line that there is at most one of; '' when there is none."""
+        found = self.lines.get(word, [])
+        if len(found) > 1:
+            raise ValueError("more than one line '{}'".format(word))
+        return found[0] if found else ""
+
+    def pair(self, term: str, move: str) -> Pair:
+        return Pair(int(term), int(move))
+
+    def gate(self) -> Optional[Gate]:
+        lines = self.lines.get("gate", [])
+        if not lines:
+            return None
+        term, move, instance, cluster, node = lines[-1].split(" ")  # the last: after it was raised
+        return Gate(self.pair(term, move), instance, cluster, node)
+
+    def intent(self) -> Optional[Intent]:
+        text = self.only("intent")
+        if not text:
+            return None
+        term, move, instance, runs, age, ended = text.split(" ")
+        if runs not in ("0", "1"):
+            raise ValueError("a damaged intent")
+        return Intent(self.pair(term, move), instance, runs == "1", max(0.0, int(age) / 100),
+                      None if ended == "-" else max(0.0, int(ended) / 100))
+
+    def processes(self, word: str) -> Tuple[Process, ...]:
+        """The processes of a kind, the one that was started first before the others."""
+        found = []
+        for text in self.lines.get(word, []):
+            pid, start, parent, session, uid, arguments = text.split(" ", 5)
+            found.append(Process(int(pid), int(start), int(parent), int(session), int(uid),
+                                 arguments))
+        return tuple(sorted(found, key=lambda process: (process.start, process.pid)))
+
+
+def parse_answer(output: str, nonce: str) -> Optional[NodeAnswer]:
+    """The answer within a command's output; None when it isn't there as a whole."""
+    lines: Dict[str, List[str]] = {}
+    prefix = "asfc {} ".format(nonce)
+    for line in output.replace("\r", "").split("\n"):
+        if line == prefix + "end":
+            return NodeAnswer(lines)
+        if line.startswith(prefix):
+            word, _, text = line[len(prefix):].partition(" ")
+            lines.setdefault(word, []).append(text)
+    return None
+
+
+class Nodes:
+    """All that is asked of nodes and ordered there, on this host and over ssh."""
+    NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.:-]*[A-Za-z0-9_.])?$")
+
+    def __init__(self, world: World, configuration: Any) -> None:
+        self.world = world
+        self.configuration = configuration
+
+    # -- the four verbs
+
+    def look(self, names: Iterable[str]) -> Dict[str, NodeReport]:
+        """Ask all the nodes at the same time, changing and proving nothing."""
+        return self._ask(names, "look", None)
+
+    def query(self, names: Iterable[str], stamp: Stamp) -> Dict[str, NodeReport]:
+        """Ask all the nodes at the same time; takes no longer than query_timeout."""
+        return self._ask(names, "query", stamp)
+
+    def start(self, name: str, stamp: Stamp) -> NodeReport:
+        """Have a node launch its scheduler, unless one runs or starts there.
+
+        Returns when the command was launched; whether it worked is seen by later queries.
+        """
+        return self._ask([name], "start", stamp)[name]
+
+    def stop(self, name: str, stamp: Stamp, keep: Optional[Process] = None) -> NodeReport:
+        """End all schedulers, remnants and starts on a node, or all but the main process `keep`."""
+        return self._ask([name], "stop", stamp, keep)[name]
+
+    def test_connection(self, names: Iterable[str]) -> Dict[str, Tuple[bool, str]]:
+        """Whether each node can be asked and has what it needs, with a sentence for people."""
+        asked, requests, results = self._run(names, "look", None, None)
+        verdicts = {}
+        for name in asked:
+            answer = name in results and parse_answer(results[name].stdout, requests[name].nonce)
+            if not answer:
+                verdicts[name] = (False, self._why_no_answer(name, results.get(name)))
+                continue
+            problems = answer.lines.get("lacks", []) + answer.lines.get("unknown", [])
+            verdicts[name] = (not problems, "; ".join(problems) or "Connection Succeeded")
+        return verdicts
+
+    # -- sending
+
+    def _ask(self, names: Iterable[str], verb: str, stamp: Optional[Stamp],
+             keep: Optional[Process] = None) -> Dict[str, NodeReport]:
+        asked_at = self.world.now()
+        asked, requests, results = self._run(names, verb, stamp, keep)
+        return {name: self._report(name, requests.get(name), results.get(name))
+                ._replace(asked_at=asked_at) for name in asked}
+
+    def _run(self, names: Iterable[str], verb: str, stamp: Optional[Stamp], keep: Optional[Process]
+             ) -> Tuple[List[str], Dict[str, NodeRequest], Dict[str, CommandResult]]:
+        """Send a request to each node that has a proper name; returns all names, in order."""
+        asked = list(collections.OrderedDict.fromkeys(names))
+        requests = {name: NodeRequest(verb, self.world.random_id(), name, stamp, keep)
+                    for name in asked if self.NAME.match(name)}
+        commands = [self.command(request) for request in requests.values()]
+        return asked, requests, dict(zip(requests, self.world.run(commands)))
+
+    def command(self, request: NodeRequest) -> Command:
+        """The command line of a request: on this host the script itself, else through ssh."""
+        terminal = self._is_remote(request.node) and self._operators_sudo(request.verb)
+        timeout_s = self._timeout_s(request.verb, terminal)
+        words = script_words(script_for(self._parameters(request, terminal, timeout_s)))
+        if self._is_remote(request.node):
+            words = self._ssh(request.node, terminal) + ("exec " + " ".join(
+                word if re.match(r"[A-Za-z0-9+/=-]+$", word) else "'{}'".format(word)
+                for word in words),)
+        return Command(words, timeout_s, request=request)
+
+    def _is_remote(self, name: str) -> bool:
+        return bool(name != self.configuration.node_name)
+
+    def _operators_command(self, verb: str) -> str:
+        """What an operator has set for a verb; '' where asfc has its own way."""
+        configuration = self.configuration
+        text = {"start": configuration.airflow_scheduler_start_command,
+                "stop": configuration.airflow_scheduler_stop_command}.get(verb, "")
+        return str(text)
+
+    def _operators_sudo(self, verb: str) -> bool:
+        """Whether a command of the operator that runs in this verb begins with sudo."""
+        texts = (self._operators_command(verb), self.configuration.airflow_scheduler_status_command)
+        return any(text.split()[:1] == ["sudo"] for text in texts)
+
+    def _timeout_s(self, verb: str, terminal: bool) -> float:
+        """The time limit of a verb. A start needn't wait for its command, but on a terminal."""
+        configuration = self.configuration
+        if verb == "stop":
+            return float(configuration.stop_timeout_s)
+        if verb == "start" and terminal:
+            return float(configuration.scheduler_start_timeout)
+        return float(configuration.query_timeout) * (2 if verb == "start" else 1)
+
+    def _parameters(self, request: NodeRequest, terminal: bool, timeout_s: float) -> Dict[str, str]:
+        """The assignments before the script's first line; seconds are whole numbers."""
+        configuration = self.configuration
+        command = self._operators_command(request.verb)
+        own_start = request.verb == "start" and not command
+        wait_s = max(1, round(configuration.scheduler_stop_wait_time))
+        query_s = max(1, round(configuration.query_timeout))
+        parameters = {
+            "verb": request.verb, "nonce": request.nonce, "node": request.node,
+            "dir": configuration.state_dir, "user": configuration.scheduler_user,
+            "terminal": "1" if terminal else "", "time_limit": str(max(1, round(timeout_s))),
+            "status_command": configuration.airflow_scheduler_status_command,
+            "status_limit": str(max(1, query_s - 1)), "stop_wait": str(wait_s),
+            "stop_limit": str(max(1, round(timeout_s) - wait_s - query_s)),
+            "own_start": "1" if own_start else "", "command": command,
+            "own_log": "" if configuration.airflow_scheduler_start_command
+                       else configuration.airflow_scheduler_log_file,
+            "keep": "{}:{}".format(request.keep.pid, request.keep.start) if request.keep else ""}
+        if own_start:
+            parameters["command"] = own_start_command(configuration, self.world.environment())
+        if request.stamp:
+            parameters.update(cluster=request.stamp.cluster, term=str(request.stamp.pair.term),
+                              move=str(request.stamp.pair.move), instance=request.stamp.instance)
+        return parameters
+
+    def _ssh(self, name: str, terminal: bool) -> Tuple[str, ...]:
+        """ssh's words up to the node's name. ssh takes the first value: the operator's come first."""
+        connect_s = max(1, int(self.configuration.query_timeout * 0.8))
+        options = ("BatchMode=yes", "ConnectTimeout={}".format(connect_s), "ConnectionAttempts=1",
+                   "ServerAliveInterval=3", "ServerAliveCountMax=2", "LogLevel=ERROR",
+                   "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
+                   "StrictHostKeyChecking=yes")
+        words = shlex.split(self.configuration.ssh_command) + shlex.split(self.configuration.ssh_options)
+        for option in options:
+            words += ["-o", option]
+        return tuple(words + ["-tt" if terminal else "-T", name])
+
+    # -- understanding the answers
+
+    def _report(self, name: str, request: Optional[NodeRequest],
+                result: Optional[CommandResult]) -> NodeReport:
+        """What a command's result tells about its node. Never raises: what isn't clear is unknown."""
+        answer = request and result and parse_answer(result.stdout, request.nonce)
+        if not request or not answer:
+            return NodeReport(name, UNKNOWN, self._why_no_answer(name, result))
+        try:
+            if answer.only("node") != name:
+                raise ValueError("another node's name")
+            report = NodeReport(
+                name, UNKNOWN, "", answered=True, refused=answer.only("refused"),
+                gate=answer.gate() if request.stamp else None, intent=answer.intent(),
+                mains=answer.processes("main"), remnants=answer.processes("remnant"),
+                foreign=answer.processes("foreign"), done=answer.only("done"),
+                output="\n".join(answer.lines.get("output", [])))
+            state, reason = self._judge(report, answer)
+        except ValueError as error:
+            return NodeReport(name, UNKNOWN, "its answer is damaged: {}".format(error))
+        return report._replace(state=state, reason=reason)
+
+    def _judge(self, report: NodeReport, answer: NodeAnswer) -> Tuple[str, str]:
+        """Running, stopped or unknown, and the evidence or the reason in one line."""
+        if report.refused:
+            return UNKNOWN, "its gate refused: " + report.refused
+        if "unknown" in answer.lines:
+            return UNKNOWN, answer.only("unknown")
+        status, _, said = answer.only("status").partition(" ")
+        pids = ", ".join(str(process.pid) for process in report.mains)
+        if status == "0":
+            return RUNNING, "its status command says so" + (", pid " + pids if pids else "")
+        if status and not (status == "3" and not pids):
+            said = "its process list shows pid " + pids if status == "3" else said
+            return UNKNOWN, "its status command ended with status {}{}".format(
+                status, said and ": " + said)
+        if pids:
+            return RUNNING, "pid " + pids
+        if report.intent:
+            return UNKNOWN, "a start is under way, term {}".format(report.intent.pair)
+        return STOPPED, "its process list shows none"
+
+    def _why_no_answer(self, name: str, result: Optional[CommandResult]) -> str:
+        """One line for people: why a node did not answer, and what helps."""
+        if not result:
+            return "'{}' is not a host name".format(name)
+        said = (result.stderr.strip() or result.stdout.strip()).replace("\r", "")
+        for pattern, sentence in SSH_FAILURES:
+            if re.search(pattern, said, re.IGNORECASE):
+                return sentence.format(node=name)
+        last = said.split("\n")[-1][:200]
+        if result.problem:
+            return result.problem + (" (" + last + ")" if last else "")
+        return "no answer, exit status {}{}".format(result.status, last and ": " + last)
+
+
+###############################################################################
+# Health evidence #############################################################
+###############################################################################
+
+
+class HealthSign(NamedTuple):
+    """What the health page says of the scheduler, and since when on the asker's own clock.
+
+    The page tells of the newest heartbeat of any host, and its HTTP status is 200 whatever it says.
+    """
+    readable: bool             # read just now, and the page calls the metadatabase healthy
+    heartbeat: str             # the scheduler's latest heartbeat, as the page's own text
+    unchanged_s: float         # how long that text has not changed while the page could be read
+
+
+NO_HEALTH_SIGN = HealthSign(False, "", 0.0)
+
+
+def read_health_page(text: str) -> Optional[str]:
+    """The scheduler's latest heartbeat on a health page, or None when the page proves nothing.
+
+    A page that isn't JSON, lacks a part, or tells of an unhealthy database proves nothing: with
+    the database down every status on it is "unhealthy".
+    """
+    try:
+        page = json.loads(text)
+        if page["metadatabase"]["status"] != "healthy":
+            return None
+        return str(page["scheduler"]["latest_scheduler_heartbeat"] or "never")
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+class HealthWatch:
+    """Asks Airflow's health page in a loop of its own, so a page that hangs delays nobody."""
+
+    def __init__(self, world: World, configuration: Any, log: Any) -> None:
+        self._world = world
+        self._configuration = configuration
+        self._log = log
+        self._url = ""                # the one of the two places that answered last
+        self._heartbeat = ""
+        self._changed_at = 0.0
+        self._read_at: Optional[float] = None
+        self._readable_since = 0.0
+        self._told = ""
+        self.ended = False
+
+    def step(self) -> Optional[float]:
+        """Ask once; returns the seconds until the next question, None when there is none to ask."""
+        if self.ended or not self._configuration.health_urls:
+            return None
+        heartbeat = self._ask()
+        now = self._world.now()
+        if heartbeat is None:
+            self._read_at = None
+        else:
+            if self._read_at is None:
+                self._readable_since = now
+            if heartbeat != self._heartbeat:
+                self._heartbeat, self._changed_at = heartbeat, now
+            self._read_at = now
+        return self._configuration.poll_frequency
+
+    def sign(self) -> HealthSign:
+        """The evidence as it stands now. One that is older than two polls is none."""
+        now, read_at = self._world.now(), self._read_at
+        oldest = 2 * self._configuration.poll_frequency + self._configuration.query_timeout
+        if read_at is None or now - read_at > oldest:
+            return NO_HEALTH_SIGN
+        since = max(self._changed_at, self._readable_since)
+        return HealthSign(True, self._heartbeat, now - since)
+
+    def _ask(self) -> Optional[str]:
+        urls = self._configuration.health_urls
+        problem = ""
+        for url in sorted(urls, key=lambda url: url != self._url):
+            try:
+                status, text = self._world.http_get(url, self._configuration.query_timeout,
+                                                    self._configuration.health_page_verify_tls)
+            except OSError as error:
+                problem = "{}: {}".format(url, error)
+                continue
+            heartbeat = read_health_page(text)
+            if heartbeat is not None:
+                self._url = url
+                self._tell("the health page {} can be read".format(url))
+                return heartbeat
+            problem = "{}: HTTP {}, not a page that tells of a scheduler".format(url, status)
+        if "CERTIFICATE_VERIFY_FAILED" in problem or "certificate" in problem.lower():
+            problem += " (set health_page_verify_tls = False in [scheduler_failover] to accept it)"
+        self._tell("the health page gives no evidence: " + problem)
+        return None
+
+    def _tell(self, sentence: str) -> None:
+        if sentence != self._told:
+            self._told = sentence
+            self._log.info(sentence)
+
+
+###############################################################################
+# Alerts ######################################################################
+###############################################################################
+
+
+class Alert(NamedTuple):
+    """A mail to write: its subject and its text. Neither ever holds a secret."""
+    subject: str
+    text: str
+
+
+class Alerts:
+    """Mails alerts from a loop of its own. A mail server that hangs or is down delays nobody."""
+    TRIES = 5
+    WAIT_S = 30.0      # after a failure; each further wait is twice as long
+    MOST_WAITING = 20
+
+    def __init__(self, world: World, configuration: Any, log: Any) -> None:
+        self._world = world
+        self._configuration = configuration
+        self._log = log
+        self._waiting: "collections.deque[Alert]" = collections.deque(maxlen=self.MOST_WAITING)
+        self._failures = 0
+        self.ended = False
+
+    def post(self, subject: str, text: str) -> None:
+        """Hand over an alert to be mailed, in the background."""
+        if not self._configuration.alert_to_email:
+            self._log.info("no alert was mailed, alert_to_email is not set: %s", subject)
+            return
+        self._waiting.append(Alert(subject, text))
+        self._world.wake("alerts")
+
+    def step(self) -> Optional[float]:
+        """Mail what waits; returns the seconds until the next try is due, None at the end."""
+        while self._waiting:
+            alert = self._waiting[0]
+            try:
+                self.send(alert)
+            except OSError as error:
+                self._failures += 1
+                if self._failures < self.TRIES and not self.ended:
+                    wait_s = self.WAIT_S * 2 ** (self._failures - 1)
+                    self._log.warning("the alert %r could not be mailed (%s): next try in %g s",
+                                      alert.subject, error, wait_s)
+                    return wait_s
+                self._log.error("the alert %r could not be mailed and is dropped after %d tries: %s",
+                                alert.subject, self._failures, error)
+            else:
+                self._log.info("mailed the alert %r", alert.subject)
+            self._failures = 0
+            self._waiting.popleft()
+        return None if self.ended else 3600.0
+
+    def send(self, alert: Alert) -> None:
+        """Mail one alert now. Raises OSError, with the mail server's words, when that fails."""
+        self._world.send_mail(self._configuration.smtp, self._configuration.alert_to_email, alert)
+
+
+###############################################################################
+# Lease #######################################################################
+###############################################################################
+
+
+class Lease:
+    """The lease of the active controller, and a standby's watch over it.
+
+    It is one record with a version in the metadata service. The holder writes it anew every
+    h / 10, on condition that the version is still the one it knows; it acts only during the first
+    two thirds of h, counted from before its last confirmed write was sent. A standby claims the
+    lease when the version has not changed for the h that the holder promised, counted on the
+    standby's own clock from when it first saw that version; of many that try, one write wins. So
+    there is at most one active controller as long as the rates of two clocks differ by less than
+    a tenth, whatever the clocks show.
+
+    What this does not give: a holder that is frozen between its last look at the lease and a
+    command still sends that command. The node's gate refuses it then, by term and move.
+
+    Worked example, h = 30 s: writes every 3 s; acting ends 20 s after the last confirmed one was
+    sent; a standby claims after 30 s without a change.
+    """
+    TRIES = 3  # of a write that lost against a verb's write
+
+    def __init__(self, world: World, configuration: Any, metadata: Any, lock_id: str,
+                 own_gate: Callable[[], Optional[Gate]], log: Any) -> None:
+        self.instance = world.random_id()
+        self.active = False
+        self.record: Optional[ClusterRecord] = None   # as it was last seen or written
+        self.ended = False
+        self._world = world
+        self._configuration = configuration
+        self._metadata = metadata
+        self._lock_id = lock_id
+        self._own_gate = own_gate
+        self._log = log
+        self._mutex = world.mutex()
+        self._version: Optional[int] = None
+        self._seen_at = 0.0          # when this version was first seen
+        self._confirmed_at = 0.0     # the moment before the last confirmed own write was sent
+        self._outcome_unknown = False
+        self._claim: Optional[Tuple[int, float]] = None   # term and sending time of an open claim
+        self._looked = False
+        self._term = 0               # of the claim that was won
+        self._trouble_at: Optional[float] = None          # the last failure of the service
+        self._work_due = float("inf")
+        self._legacy = LegacyWatch(world, configuration, metadata)
+        self._told = ""
+
+    # -- what the rest of the controller asks
+
+    def may_act(self) -> bool:
+        """Whether this moment lies in the acting window. To be asked before every effect."""
+        now = self._world.now()
+        return self.active and now < self._confirmed_at + self._configuration.acting_window_s
+
+    def stamp(self) -> Stamp:
+        """The stamp for a command that is sent now. Only an active controller has one."""
+        assert self.record is not None
+        return Stamp(self.record.cluster, self.record.pair, self.instance)
+
+    def expect_work(self, within_s: float) -> None:
+        """The main loop will report again within this time; overdue by h, the heartbeat stops."""
+        self._work_due = self._world.now() + within_s
+
+    def update(self, change: Callable[[ClusterRecord], Optional[ClusterRecord]]) -> bool:
+        """Write a changed record, as the active controller; whether that is confirmed.
+
+        `change` is called again when another write came between, and may return None when it is
+        not meant for the record that it is shown. Raises MetadataError when it can't be told
+        whether the write took effect.
+        """
+        with self._mutex:
+            for _ in range(self.TRIES):
+                if self._outcome_unknown:
+                    self._take_in(self._metadata.read_all())
+                changed = change(self.record) if self.active and self.record else None
+                if changed is None:
+                    return False
+                if self._write(changed):
+                    return True
+            return False
+
+    def release(self) -> None:
+        """Give the lease up, so that a standby takes it at once, and never claim it again.
+
+        A failure is only told: the lease then runs out by itself.
+        """
+        self.ended = True
+        try:
+            if self.update(lambda record: record._replace(holder="", instance="", lock_id="")):
+                self._log.info("gave the lease up")
+        except MetadataError as error:
+            self._log.warning("could not give the lease up, it runs out by itself: %s", error)
+        self.active = False
+
+    # -- the step of the heartbeat's loop
+
+    def beat(self) -> Optional[float]:
+        """One heartbeat, or one look of a standby; returns the seconds until the next is due.
+
+        Raises RefusedError when the controller that asfc replaces still runs.
+        """
+        began = self._world.now()
+        try:
+            with self._mutex:
+                if self.ended:
+                    return None
+                if self.active:
+                    self._renew()
+                else:
+                    self._watch()
+        except MetadataError as error:
+            self._trouble_at = self._world.now()
+            self._tell(logging.WARNING, "the metadata service failed: {}".format(error))
+            return self._configuration.retry_interval_s
+        if self._told.startswith("the metadata service failed"):
+            self._tell(logging.INFO, "the metadata service answers again")
+        return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
+
+    def _renew(self) -> None:
+        overdue_s = self._world.now() - self._work_due
+        if overdue_s > self._configuration.heartbeat_timeout:
+            self._tell(logging.ERROR, "the main loop is overdue by {:.0f} s: the heartbeat stops, a "
+                       "standby takes over".format(overdue_s))
+            return
+        if self._outcome_unknown:
+            self._take_in(self._metadata.read_all())
+        for _ in range(self.TRIES):
+            if not self.active or self._write(self.record):
+                return
+
+    def _watch(self) -> None:
+        self._take_in(self._metadata.read_all())
+        if self.active:
+            return
+        reason = self._claim_reason()
+        if reason:
+            self._send_claim(reason)
+
+    def _write(self, record: Optional[ClusterRecord]) -> bool:
+        """One conditional write, the lease counted from before it is sent; whether it won."""
+        now = self._world.now()
+        assert record is not None
+        clock_s = record.clock_s + (now - self._confirmed_at if self.active else 0.0)
+        record = record._replace(heartbeat_at=self._world.utc_text(), clock_s=round(clock_s, 3))
+        self._outcome_unknown = True
+        exchange = self._metadata.exchange([Write(record.NAME, record.to_text(), self._version)])
+        self._outcome_unknown = False
+        if not exchange.won[0]:
+            self._take_in(exchange.records)
+            return False
+        self._version = (self._version or 0) + 1
+        self.record, self._seen_at, self._confirmed_at = record, self._world.now(), now
+        self._log.debug("heartbeat confirmed, version %d of the record", self._version)
+        return True
+
+    def _take_in(self, records: Mapping[str, Any]) -> None:
+        """Learn what stands in the metadata service: the version, and whether the lease is ours."""
+        now = self._world.now()
+        found = records.get(ClusterRecord.NAME)
+        record = ClusterRecord.from_text(found.value) if found else None
+        version = found.version if found else None
+        self._outcome_unknown = False
+        if version != self._version or not self._looked:
+            self._seen_at = now
+        self._looked, self._version, self.record = True, version, record
+        claim, self._claim = self._claim, None
+        if record is not None and record.instance == self.instance:
+            if claim and claim[0] == record.term:
+                self._won(claim[1], "the claim whose reply was lost had won")
+            if self.active and record.term == self._term:
+                return
+        if self.active:
+            self.active = False
+            self._tell(logging.WARNING, "the lease is lost: {}".format(self._holder_in_words()))
+            self._world.wake("turn")
+
+    def _holder_in_words(self) -> str:
+        if self.record is None:
+            return "the record is gone"
+        if not self.record.holder:
+            return "the record was cleared" if self.record.cleared else "nobody holds it"
+        return "{} is active in term {}".format(self.record.holder, self.record.term)
+
+    # -- claiming
+
+    def _claim_reason(self) -> str:
+        """Why the lease may be claimed now, or nothing. The clock is this standby's own."""
+        now, record = self._world.now(), self.record
+        if record and record.holder == self._configuration.node_name and self._lock_id == record.lock_id:
+            return "it was this node's own, and its lock file is in my hands"
+        if not self._legacy.is_clear():
+            return ""
+        if record is None:
+            return "there was no record"
+        if not record.holder and not record.cleared:
+            return "nobody held it"
+        unchanged_s = now - self._seen_at
+        if unchanged_s < record.heartbeat_timeout or self._just_back(now):
+            return ""
+        if record.cleared:
+            return "the metadata was cleared {:.0f} s ago".format(unchanged_s)
+        return "{} sent no heartbeat for {:.0f} s".format(record.holder, unchanged_s)
+
+    def _just_back(self, now: float) -> bool:
+        """After a failure of the metadata service the holder is given the time to come back, too."""
+        configuration = self._configuration
+        return self._trouble_at is not None and now - self._trouble_at < (
+            configuration.heartbeat_interval_s + configuration.metadata_limit_s
+            + 2 * configuration.retry_interval_s)
+
+    def _send_claim(self, reason: str) -> None:
+        """One conditional write that raises the term. Its reply may be lost: then look for it."""
+        before = self.record or self._first_record()
+        configuration = self._configuration
+        possible = before.possible_nodes or configuration.scheduler_nodes_in_cluster
+        claim = before._replace(
+            term=before.term + 1, holder=configuration.node_name, instance=self.instance,
+            lock_id=self._lock_id, heartbeat_timeout=configuration.heartbeat_timeout,
+            possible_nodes=possible, cleared=False,
+            clock_s=before.clock_s + self._world.now() - self._seen_at)
+        sent_at = self._world.now()
+        self._claim = (claim.term, sent_at)
+        if self._write(claim):
+            self._claim = None
+            self._won(sent_at, reason)
+
+    def _first_record(self) -> ClusterRecord:
+        """A record where there is none: this node's gate tells the cluster and a term to exceed."""
+        gate = self._own_gate()
+        if gate is None:
+            return ClusterRecord(cluster=self._world.random_id())
+        return ClusterRecord(cluster=gate.cluster, term=gate.pair.term, move=gate.pair.move)
+
+    def _won(self, sent_at: float, reason: str) -> None:
+        assert self.record is not None
+        self._confirmed_at, self._term, self.active = sent_at, self.record.term, True
+        self.expect_work(self._configuration.poll_frequency)
+        self._tell(logging.INFO, "active in term {}: {}".format(self.record.term, reason))
+        self._world.wake("turn")
+
+    def _tell(self, level: int, sentence: str) -> None:
+        if sentence != self._told:
+            self._told = sentence
+            self._log.log(level, sentence)
+
+
+class LegacyWatch:
+    """Watches the heartbeat of the controller that asfc replaces, before the first term is taken.
+
+    Where its table exists, the heartbeat in it has to stand still for two of its polls and 5 s.
+    """
+
+    def __init__(self, world: World, configuration: Any, metadata: Any) -> None:
+        self._world = world
+        self._metadata = metadata
+        self._watch_s = 2 * configuration.poll_frequency + 5
+        self._heartbeat: Optional[str] = None
+        self._since: Optional[float] = None
+        self._clear = False
+
+    def is_clear(self) -> bool:
+        """Whether the other controller is known not to run. Raises RefusedError when it does."""
+        if self._clear:
+            return True
+        heartbeat = self._metadata.legacy_heartbeat()
+        if self._since is None:
+            self._since, self._heartbeat = self._world.now(), heartbeat
+        if heartbeat != self._heartbeat:
+            raise RefusedError(
+                "scheduler_failover_controller still runs: its heartbeat in the table "
+                "scheduler_failover_controller_metadata moves ({}). Stop it on every node "
+                "(systemctl stop scheduler_failover_controller, or its process), then start asfc "
+                "again".format(heartbeat))
+        self._clear = heartbeat is None or self._world.now() - self._since >= self._watch_s
+        return self._clear
+
+
+###############################################################################
+# Decision ####################################################################
+###############################################################################
+
+
+class Attempt(NamedTuple):
+    """A start that this controller sent and whose success is not clear yet."""
+    node: str
+    pair: Pair
+    sent_at: float
+    heartbeat: str                    # what the health page told before the start
+    refused: bool = False             # by the node: that is no failed start
+    seen_at: Optional[float] = None   # when the process was first seen alive
+
+
+class Observation(NamedTuple):
+    """All that a decision is made from. Saved, it is a test case."""
+    now: float
+    record: ClusterRecord
+    instance: str
+    reports: Mapping[str, NodeReport]
+    attempt: Optional[Attempt] = None
+    health: HealthSign = NO_HEALTH_SIGN
+    alive_s: float = 0.0               # how long the main process now running has been seen
+    cleaned: FrozenSet[str] = frozenset()   # nodes whose remnants were stopped in this move
+
+    def proven_stopped(self, node: str) -> bool:
+        """Whether the node proved, with its gate at our pair, that none runs or can still start.
+
+        The pair is new with every change of the possible nodes, so such an answer is younger than
+        the write it is needed for.
+        """
+        report = self.reports.get(node)
+        return bool(report and report.state == STOPPED and report.answered and not report.refused
+                    and not report.intent and report.gate
+                    and report.gate.pair == self.record.pair
+                    and report.gate.instance == self.instance)
+
+    def runs_on(self, node: str) -> bool:
+        report = self.reports.get(node)
+        return bool(report and report.state == RUNNING and not report.refused)
+
+    def reason(self, node: str) -> str:
+        report = self.reports.get(node)
+        return "{}: {}".format(node, report.reason if report else "was not asked")
+
+
+class ChangeRecord(NamedTuple):
+    """Write the cluster record with these fields changed; nothing else happens unless it wins."""
+    fields: Mapping[str, Any]
+    new_move: bool = False
+
+
+class StartScheduler(NamedTuple):
+    """Start the scheduler on the one possible node. `proof` says why no other can run."""
+    node: str
+    proof: str
+
+
+class StopScheduler(NamedTuple):
+    """Stop what runs, starts or was left on a node, all but `keep`."""
+    node: str
+    why: str
+    keep: Optional[Process] = None
+
+
+class Decision(NamedTuple):
+    """One sentence that says what is done and why, and the actions, done in order."""
+    sentence: str
+    actions: Tuple[Any, ...] = ()
+    again_s: Optional[float] = None   # when to look again; None: at the next poll
+    healthy: Optional[bool] = None    # one runs; or a round has failed; None: under way
+    attempt_over: str = ""            # "worked" or "failed", when an attempt has come to its end
+
+
+def decide(observation: Observation, configuration: Any) -> Decision:
+    """What the active controller does now. A pure function: no clock, no I/O, no memory."""
+    for rule in (admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
+                 end_starts_that_failed, wait_for_unknown_nodes, judge_dead_attempt,
+                 stop_remnants, choose_another_node):
+        decision = rule(observation, configuration)
+        if decision:
+            return decision
+    return start_scheduler(observation)
+
+
+# -- a scheduler runs somewhere
+
+
+def admit_schedulers_seen_elsewhere(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """A node on which a scheduler is seen is a possible node, whoever started that."""
+    possible = seen.record.possible_nodes
+    strangers = tuple(node for node in sorted(seen.reports)
+                      if seen.runs_on(node) and node not in possible)
+    if not strangers:
+        return None
+    return Decision("a scheduler was found on {}, where none was expected: it is a possible node "
+                    "now".format(", ".join(strangers)),
+                    (ChangeRecord({"possible_nodes": strangers + possible}),), 0.0)
+
+
+def reduce_schedulers_on_one_node(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Of several schedulers on one node the first one listed stays."""
+    for node, report in sorted(seen.reports.items()):
+        if seen.runs_on(node) and len(report.mains) > 1:
+            why = "{} schedulers run there, only the one with pid {} stays".format(
+                len(report.mains), report.mains[0].pid)
+            return Decision("stopping schedulers on {}: {}".format(node, why),
+                            (StopScheduler(node, why, report.mains[0]),), 0.0)
+    return None
+
+
+def adopt_or_keep_one(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Where schedulers run, one stays: the assigned one, else the first in the list's order."""
+    record = seen.record
+    running = [node for node in in_list_order(record.possible_nodes, configuration)
+               if seen.runs_on(node)]
+    if not running:
+        return None
+    assigned = record.active_scheduler_node
+    if assigned in running and record.started:
+        return keep_the_active_one(seen, configuration, running)
+    if assigned is None or assigned in running or not record.started or seen.proven_stopped(assigned):
+        keeper = assigned if assigned in running else running[0]
+        others = tuple(node for node in record.possible_nodes if node != keeper)
+        return Decision("the scheduler that runs on {} is the one: {}".format(
+            keeper, seen.reports[keeper].reason),
+            (ChangeRecord({"possible_nodes": others + (keeper,), "assigned": True,
+                           "started": True}, new_move=True),), 0.0)
+    why = "{} is the active scheduler node and does not answer ({})".format(
+        assigned, seen.reports[assigned].reason if assigned in seen.reports else "not asked")
+    return Decision("stopping the scheduler on {}: {}".format(", ".join(running), why),
+                    tuple(StopScheduler(node, why) for node in running), healthy=False)
+
+
+def keep_the_active_one(seen: Observation, configuration: Any,
+                        running: Sequence[str]) -> Decision:
+    """The active scheduler node runs one: all others end, and nodes that proved it leave the list."""
+    record = seen.record
+    active = record.possible_nodes[-1]
+    surplus = [node for node in running if node != active]
+    if surplus:
+        why = "the scheduler runs on " + active
+        return Decision("stopping the scheduler on {}: {}".format(", ".join(surplus), why),
+                        tuple(StopScheduler(node, why) for node in surplus), 0.0)
+    leftovers = stop_remnants(seen, configuration, but=active)
+    if leftovers:
+        return leftovers
+    waiting = tuple(node for node in record.possible_nodes[:-1] if not seen.proven_stopped(node))
+    if len(waiting) + 1 < len(record.possible_nodes):
+        return Decision("only {} can have a scheduler now".format(", ".join(waiting + (active,))),
+                        (ChangeRecord({"possible_nodes": waiting + (active,)}),), 0.0)
+    if is_hung(seen, configuration):
+        why = "it is hung: pid {} lives, but its heartbeat has stood at {} for {:.0f} s".format(
+            seen.reports[active].mains[0].pid if seen.reports[active].mains else "?",
+            seen.health.heartbeat, seen.health.unchanged_s)
+        return Decision("stopping the scheduler on {}: {}".format(active, why),
+                        (StopScheduler(active, why),), 0.0,
+                        attempt_over="failed" if seen.attempt else "")
+    return tell_that_it_runs(seen, configuration, waiting)
+
+
+def tell_that_it_runs(seen: Observation, configuration: Any, waiting: Sequence[str]) -> Decision:
+    """Nothing to do; an attempt that has shown life has worked, and old failures are forgotten."""
+    record = seen.record
+    active = record.possible_nodes[-1]
+    sentence = "no action: I am active, the scheduler runs on {}".format(active)
+    if waiting:
+        sentence += "; waiting for {}".format("; ".join(seen.reason(node) for node in waiting))
+    attempt = seen.attempt
+    if attempt and attempt.node == active:
+        if not shows_life(seen, configuration):
+            return Decision("started on {}, watching whether it lives on".format(active))
+        return Decision(sentence, healthy=True, attempt_over="worked")
+    forgiven = tuple(failed for failed in record.failed if failed.node != active)
+    window_s = configuration.scheduler_restart_window
+    if len(forgiven) < len(record.failed) and not starts_within(record, active, window_s):
+        return Decision(sentence, (ChangeRecord({"failed": forgiven}),), healthy=True)
+    return Decision(sentence, healthy=True)
+
+
+def is_hung(seen: Observation, configuration: Any) -> bool:
+    """Two signs: the process lives, and its heartbeat has stood still while the page could be read.
+
+    A scheduler that has just started is given the time that a start may take.
+    """
+    allowed_s = configuration.health_threshold_s
+    young_s = max(allowed_s, configuration.scheduler_restart_sleep_time)
+    return (seen.health.readable and seen.health.unchanged_s > allowed_s
+            and seen.alive_s > young_s)
+
+
+def shows_life(seen: Observation, configuration: Any) -> bool:
+    """Whether a started scheduler has worked: a heartbeat of its own, or a time that it lived."""
+    attempt = seen.attempt
+    if attempt is None or attempt.seen_at is None:
+        return False
+    if seen.health.readable:
+        return seen.health.heartbeat != attempt.heartbeat
+    return seen.now - attempt.seen_at >= configuration.scheduler_restart_sleep_time
+
+
+# -- no scheduler runs, as far as can be seen
+
+
+def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """A start whose process did not appear in time is stopped, whatever is left of it."""
+    for node in seen.record.possible_nodes:
+        report = seen.reports.get(node)
+        intent = report.intent if report and not report.refused else None
+        if report is None or intent is None:
+            continue
+        if intent.command_runs:
+            late = intent.age_s > configuration.scheduler_start_timeout
+            why = "its start command has run for {:.0f} s".format(intent.age_s)
+        else:
+            ended_s = intent.ended_s or 0.0
+            late = ended_s >= configuration.settle_s
+            why = "no scheduler appeared within {:.0f} s after its start command ended".format(ended_s)
+        if late:
+            failed = mark_failed(seen.record, node, why)
+            return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
+                            (ChangeRecord({"failed": failed}), StopScheduler(node, why)), 0.0,
+                            healthy=False, attempt_over="failed")
+    return None
+
+
+def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """While a possible node is unknown, a scheduler may run there: nothing is started anywhere."""
+    record = seen.record
+    unknown = [node for node in record.possible_nodes if not seen.proven_stopped(node)]
+    if not unknown:
+        return None
+    if all(seen.reports[node].intent for node in unknown if node in seen.reports):
+        return Decision("starting: {}".format("; ".join(map(seen.reason, unknown))),
+                        again_s=configuration.retry_interval_s)
+    return Decision(
+        "waiting: a scheduler may run on {0}, so none is started. {1}. Bring {0} back; or stop all "
+        "controllers, take it out of scheduler_nodes_in_cluster everywhere and run "
+        "clear_metadata".format(", ".join(unknown), "; ".join(map(seen.reason, unknown))),
+        healthy=False)
+
+
+def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """A scheduler that was started and died before it showed life is a failed start."""
+    attempt = seen.attempt
+    if attempt is None:
+        return None
+    if attempt.seen_at is None:
+        # Refused, or never arrived: every new attempt is numbered anew, so a late one is refused.
+        return Decision("the start on {} did not take place".format(attempt.node), (), 0.0,
+                        attempt_over="refused")
+    why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
+    report = seen.reports[attempt.node]
+    return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),
+                    (ChangeRecord({"failed": mark_failed(seen.record, attempt.node, why)}),), 0.0,
+                    healthy=False, attempt_over="failed")
+
+
+def stop_remnants(seen: Observation, configuration: Any, but: str = "") -> Optional[Decision]:
+    """What a dead scheduler left holds ports and tasks: it is stopped once before the next start."""
+    for node in seen.record.possible_nodes:
+        report = seen.reports.get(node)
+        if node != but and node not in seen.cleaned and report and report.remnants \
+                and seen.proven_stopped(node):
+            why = "{} processes of a dead scheduler are left".format(len(report.remnants))
+            return Decision("stopping remnants on {}: {}".format(node, why),
+                            (StopScheduler(node, why),), 0.0)
+    return None
+
+
+def choose_another_node(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """The first step of a move: make the chosen node the last possible one, in a new move."""
+    record = seen.record
+    assigned = record.active_scheduler_node
+    failed = record.failed
+    used_up = starts_within(record, assigned, configuration.scheduler_restart_window)
+    if assigned and not failed_now(record, assigned) and record.started \
+            and len(used_up) >= configuration.scheduler_restart_budget:
+        why = "{} starts within {:.0f} s".format(len(used_up), configuration.scheduler_restart_window)
+        failed = mark_failed(record, assigned, why)
+    chosen = choose_node(seen, configuration, failed)
+    if chosen is None:
+        return Decision("waiting: no node of scheduler_nodes_in_cluster answers that a scheduler "
+                        "could be started on", healthy=False)
+    if in_a_hurry(record, chosen, failed, configuration):
+        return Decision("waiting: every node that answers has failed ({}); {} is tried next".format(
+            "; ".join("{}: {}".format(node.node, node.why) for node in failed), chosen),
+            healthy=False)
+    fields: Dict[str, Any] = {"failed": failed} if failed != record.failed else {}
+    if chosen == assigned:
+        return Decision("{} is tried again".format(chosen), (ChangeRecord(fields),), 0.0) \
+            if fields else None
+    others = tuple(node for node in record.possible_nodes if node != chosen)
+    fields.update(possible_nodes=others + (chosen,), assigned=True, started=False)
+    return Decision("moving the scheduler to {}{}".format(
+        chosen, " from {}".format(assigned) if assigned else ""),
+        (ChangeRecord(fields, new_move=True),), 0.0)
+
+
+def choose_node(seen: Observation, configuration: Any,
+                failed: Sequence[FailedNode]) -> Optional[str]:
+    """The assigned node if it may be tried, else the next in the list's order that answers.
+
+    When only failed nodes are left, the one whose time is over first.
+    """
+    assigned = seen.record.active_scheduler_node
+    names = list(configuration.scheduler_nodes_in_cluster)
+    if assigned in names:
+        place = names.index(assigned)
+        names = names[place:] + names[:place]
+    candidates = [node for node in names if seen.proven_stopped(node)]
+    until = {node.node: node.until_s for node in failed if node.until_s > seen.record.clock_s}
+    fresh = [node for node in candidates if node not in until]
+    if fresh or not candidates:
+        return fresh[0] if fresh else None
+    return min(candidates, key=lambda node: until[node])
+
+
+def start_scheduler(seen: Observation) -> Decision:
+    """All other possible nodes have proved that none runs there: shrink the list, then start."""
+    record = seen.record
+    node = record.possible_nodes[-1]
+    proof = "; ".join(map(seen.reason, record.possible_nodes))
+    starts = (record.starts + (StartMade(node, record.clock_s),))[-20:]
+    change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts},
+                          new_move=record.started)
+    return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
+                    (change, StartScheduler(node, proof)), 0.5)
+
+
+# -- helpers of the rules
+
+
+def in_list_order(nodes: Iterable[str], configuration: Any) -> List[str]:
+    """Nodes in the order of scheduler_nodes_in_cluster, those not in it last."""
+    order = list(configuration.scheduler_nodes_in_cluster)
+    return sorted(nodes, key=lambda node: (order.index(node) if node in order else len(order), node))
+
+
+def starts_within(record: ClusterRecord, node: Optional[str], window_s: float) -> List[StartMade]:
+    return [start for start in record.starts
+            if start.node == node and record.clock_s - start.at_s < window_s]
+
+
+def failed_now(record: ClusterRecord, node: Optional[str]) -> bool:
+    return any(failed.node == node and failed.until_s > record.clock_s for failed in record.failed)
+
+
+FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S = 60.0, 3600.0
+
+
+def mark_failed(record: ClusterRecord, node: str, why: str) -> Tuple[FailedNode, ...]:
+    """The failed nodes with this one among them, its time twice as long as the last."""
+    waits = [failed.wait_s for failed in record.failed if failed.node == node]
+    wait_s = min(2 * waits[0], LONGEST_BACK_OFF_S) if waits else FIRST_BACK_OFF_S
+    others = tuple(failed for failed in record.failed if failed.node != node)
+    return others + (FailedNode(node, record.clock_s + wait_s, wait_s, why),)
+
+
+def in_a_hurry(record: ClusterRecord, node: str, failed: Sequence[FailedNode],
+               configuration: Any) -> bool:
+    """Whether a failed node would be tried sooner than a poll after the last start anywhere."""
+    if not any(one.node == node and one.until_s > record.clock_s for one in failed):
+        return False
+    last_s = max([start.at_s for start in record.starts] or [float("-inf")])
+    return record.clock_s - last_s < configuration.poll_frequency
+
+
+def last_words(report: NodeReport) -> str:
+    """The end of what the start command wrote, for the sentence of a failed start."""
+    lines = [line.strip() for line in report.output.splitlines() if line.strip()]
+    return " (its last words: {:.200})".format(lines[-1]) if lines else ""
+
+
+###############################################################################
+# The failover controller #####################################################
+###############################################################################
+
+
+class FailoverController:
+    """One node's controller. Each turn observes, decides, acts and records, in this order.
+
+    The heartbeat, the turns, the health page and the mails have loops of their own. Each is a step
+    that returns the seconds after which it wants to be called next.
+    """
+    MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
+    SLACK_S = 2.0             # for the turn's own work, beside what it waits for
+
+    def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, lock_id: str,
+                 own_gate: Callable[[], Optional[Gate]], log: Any) -> None:
+        self.lease = Lease(world, configuration, metadata, lock_id, own_gate, log)
+        self.health = HealthWatch(world, configuration, log)
+        self.alerts = Alerts(world, configuration, log)
+        self.fatal: Optional[AsfcError] = None
+        self._world = world
+        self._configuration = configuration
+        self._nodes = nodes
+        self._log = log
+        self._stop_asked = ""
+        self._sentence = ""
+        self._turns_at_once = 0
+        self._attempt: Optional[Attempt] = None
+        self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
+        self._cleaned: Set[Tuple[str, Pair]] = set()
+        self._was_active = False
+        self._home: Optional[str] = None     # where the scheduler was last known to run well
+        self._failed_rounds = 0
+        self._alerted = False
+        self._last_check = ""                # the last words of checks and starts, for alerts
+
+    def run(self) -> None:
+        """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
+        self._world.on_stop_signal(self.stop)
+        self._world.run_loops({
+            "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
+            "health": self._guarded(self.health.step), "alerts": self._guarded(self.alerts.step)})
+        if self.fatal:
+            raise self.fatal
+
+    def stop(self, why: str) -> None:
+        """Ask for an orderly stop: the current commands end, the lease is given up."""
+        self._stop_asked = why
+        self._world.wake("turn")
+
+    def _guarded(self, step: Callable[[], Optional[float]]) -> Callable[[], Optional[float]]:
+        """A step whose unforeseen failure becomes a logged sentence, never a dead loop."""
+        told = set()
+
+        def guarded() -> Optional[float]:
+            try:
+                return step()
+            except AsfcError as error:
+                self.fatal = error
+                self.stop(str(error))
+                return None
+            except Exception as error:  # a bug of ours: its traceback is told once
+                self._log.error("an error in asfc itself, trying again: %r", error,
+                                exc_info=repr(error) not in told)
+                told.add(repr(error))
+                return self._configuration.retry_interval_s
+        return guarded
+
+    def _beat(self) -> Optional[float]:
+        return self.lease.beat()
+
+    # -- the turn
+
+    def turn(self) -> Optional[float]:
+        """One turn; returns the seconds until the next one is due, None after an orderly stop."""
+        if self._stop_asked:
+            return self._end()
+        began = self._world.now()
+        again_s = self._turn_of_the_active() if self.lease.active else self._turn_on_standby()
+        if again_s is None:
+            again_s = self._configuration.poll_frequency - (self._world.now() - began)
+        elif again_s == 0:
+            self._turns_at_once += 1
+            if self._turns_at_once > self.MOST_TURNS_AT_ONCE:
+                again_s = self._configuration.retry_interval_s
+        if again_s > 0:
+            self._turns_at_once = 0
+        again_s = max(0.0, again_s)
+        self.lease.expect_work(again_s + self.SLACK_S)
+        return again_s
+
+    def _end(self) -> None:
+        self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
+        self.lease.release()
+        self.health.ended = self.alerts.ended = True
+        for loop in ("heartbeat", "health", "alerts"):
+            self._world.wake(loop)
+
+    def _turn_on_standby(self) -> Optional[float]:
+        self._was_active, self._attempt, self._failed_rounds = False, None, 0
+        record = self.lease.record
+        if record is None or not record.holder:
+            self._tell("standby: nobody is active yet")
+        else:
+            self._tell("standby: {} is active in term {}".format(record.holder, record.term))
+        return None
+
+    def _turn_of_the_active(self) -> Optional[float]:
+        self._welcome()
+        if not self.lease.may_act():
+            self._tell("waiting: my heartbeat is not confirmed, so I do nothing")
+            return self._configuration.retry_interval_s
+        seen = self._observe()
+        if not self.lease.may_act() or seen is None:
+            return 0.0
+        decision = decide(seen, self._configuration)
+        self._tell(decision.sentence)
+        self._count_round(decision, seen)
+        if decision.attempt_over:
+            self._attempt = None
+        for action in decision.actions:
+            if not self._perform(action, seen):
+                return self._configuration.retry_interval_s
+        return decision.again_s
+
+    def _welcome(self) -> None:
+        """The first turn of a reign."""
+        if self._was_active:
+            return
+        record = self.lease.record
+        self._was_active, self._attempt, self._cleaned = True, None, set()
+        self._home = record.active_scheduler_node if record and record.started else None
+        if record and record.term > 1:
+            self.alerts.post(
+                "asfc: {} is the active failover node".format(self._configuration.node_name),
+                self._report("The controller on {} is active now, in term {}.".format(
+                    self._configuration.node_name, record.term)))
+
+    def _observe(self) -> Optional[Observation]:
+        """Ask all nodes at the same time; None when the lease was lost meanwhile."""
+        configuration, record = self._configuration, self.lease.record
+        if record is None:
+            return None
+        names = sorted(set(configuration.scheduler_nodes_in_cluster) | set(record.possible_nodes))
+        self.lease.expect_work(configuration.query_timeout + self.SLACK_S)
+        reports = self._nodes.query(names, self.lease.stamp())
+        self._last_check = "\n".join("{}: {}, {}".format(name, reports[name].state,
+                                                         reports[name].reason) for name in names)
+        self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
+        now, node = self._world.now(), record.active_scheduler_node
+        alive_s = self._follow_process(now, node, reports.get(node or ""))
+        return Observation(
+            now, record, self.lease.instance, reports, self._attempt, self.health.sign(), alive_s,
+            frozenset(name for name, pair in self._cleaned if pair == record.pair))
+
+    def _follow_process(self, now: float, node: Optional[str],
+                        report: Optional[NodeReport]) -> float:
+        """How long the main process on the active scheduler node has been seen, in seconds."""
+        if not node or not report or report.state != RUNNING:
+            return 0.0
+        pid, start = report.mains[0][:2] if report.mains else (0, 0)
+        if self._main[:3] != (node, pid, start):
+            self._main = (node, pid, start, now)
+        if self._attempt and self._attempt.node == node and self._attempt.seen_at is None:
+            self._attempt = self._attempt._replace(seen_at=now)
+        return now - self._main[3]
+
+    # -- acting
+
+    def _perform(self, action: Any, seen: Observation) -> bool:
+        """Do one action if the lease still allows it; whether the next one may follow."""
+        if not self.lease.may_act():
+            self._log.warning("not done, my heartbeat is not confirmed any more: %s", action)
+            return False
+        if isinstance(action, ChangeRecord):
+            return self._change_record(action, seen.record)
+        if isinstance(action, StartScheduler):
+            return self._start(action)
+        return self._stop(action)
+
+    def _change_record(self, action: ChangeRecord, seen: ClusterRecord) -> bool:
+        def change(record: ClusterRecord) -> Optional[ClusterRecord]:
+            if (record.pair, record.possible_nodes) != (seen.pair, seen.possible_nodes):
+                return None  # decided on another record: look again
+            return record._replace(move=record.move + int(action.new_move), **action.fields)
+        try:
+            return self.lease.update(change)
+        except MetadataError as error:
+            self._log.warning("the cluster record could not be written, nothing is done: %s", error)
+            return False
+
+    def _start(self, action: StartScheduler) -> bool:
+        record = self.lease.record
+        if record is None or record.possible_nodes != (action.node,):
+            return False  # the rule: only where the confirmed record allows this one node
+        self._attempt = Attempt(action.node, record.pair, self._world.now(),
+                                self.health.sign().heartbeat)
+        self.lease.expect_work(self._configuration.scheduler_start_timeout
+                               + self._configuration.query_timeout + self.SLACK_S)
+        report = self._nodes.start(action.node, self.lease.stamp())
+        if report.refused:
+            self._attempt = self._attempt._replace(refused=True)
+        self._tell_answer("start", record.pair, report)
+        return True
+
+    def _stop(self, action: StopScheduler) -> bool:
+        record = self.lease.record
+        if record is None:
+            return False
+        self.lease.expect_work(self._configuration.stop_timeout_s
+                               + self._configuration.query_timeout + self.SLACK_S)
+        report = self._nodes.stop(action.node, self.lease.stamp(), action.keep)
+        self._cleaned.add((action.node, record.pair))
+        self._tell_answer("stop", record.pair, report)
+        return report.answered
+
+    def _tell_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
+        words = report.refused or report.done or report.reason
+        level = logging.WARNING if report.refused or not report.answered else logging.INFO
+        self._log.log(level, "%s on %s, move %s: %s", verb, report.node, pair, words)
+        self._last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
+
+    # -- telling people
+
+    def _tell(self, sentence: str) -> None:
+        """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
+        level = logging.DEBUG if sentence == self._sentence else logging.INFO
+        self._log.log(level, sentence)
+        self._sentence = sentence
+
+    def _count_round(self, decision: Decision, seen: Observation) -> None:
+        """Alert once after retry_count_before_alerting failed rounds, and once on recovery."""
+        if decision.healthy is None:
+            return
+        if not decision.healthy:
+            self._failed_rounds += 1
+            if self._failed_rounds >= self._configuration.retry_count_before_alerting \
+                    and not self._alerted:
+                self._alerted = True
+                self.alerts.post(self._configuration.alert_email_subject, self._report(
+                    "No scheduler is known to run, after {} rounds.".format(self._failed_rounds)))
+            return
+        node = seen.record.active_scheduler_node
+        if self._alerted:
+            self.alerts.post("asfc: the scheduler runs again on {}".format(node), self._report(
+                "The scheduler runs again on {}.".format(node)))
+        elif self._home not in (None, node):
+            self.alerts.post("asfc: the scheduler has moved to {}".format(node), self._report(
+                "The scheduler has moved from {} to {}.".format(self._home, node)))
+        self._failed_rounds, self._alerted, self._home = 0, False, node
+
+    def _report(self, headline: str) -> str:
+        """The text of an alert: what an operator needs at 3 a.m."""
+        record, configuration = self.lease.record, self._configuration
+        return "\n".join([
+            headline, "",
+            "What asfc does: " + (self._sentence or "it has just begun"),
+            "Active failover node: {} (term {})".format(
+                configuration.node_name, record.term if record else "?"),
+            "Active scheduler node: {}".format(record.active_scheduler_node if record else None),
+            "Nodes: " + ", ".join(configuration.scheduler_nodes_in_cluster),
+            "Cluster: {}".format(record.cluster if record else "?"),
+            "Log: " + os.path.join(configuration.logging_dir, configuration.logging_file_name), "",
+            "Last answers of the nodes:", self._last_check or "none yet", ""])
+
+
+###############################################################################
+# The demo ####################################################################
+###############################################################################
+
+DEMO_SCHEDULER = """\
+#!{python}
+# A stand-in for `airflow scheduler`: it does nothing, until its directory is gone.
+import os, sys, time
+home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+if os.path.exists(home + "/broken"):
+    sys.exit("this stand-in for Airflow was broken by the demo")
+with open(home + "/pids", "a") as pids:
+    pids.write("%d\\n" % os.getpid())
+while os.path.exists(home):
+    time.sleep(0.1)
+"""
+
+DEMO_SSH = """\
+#!/bin/sh
+# A stand-in for ssh: the last two arguments are the node and the command.
+while [ $# -gt 2 ]; do shift; done
+cd {directory}/"$1" || exit 255
+HOME=$PWD PATH={directory}/"$1"/bin:{directory}/bin:{path} SHELL=/bin/sh exec sh -c "$2"
+"""
+
+DEMO_PS = """\
+#!/bin/sh
+# A stand-in for ps: of all processes it shows those of the demo's node alone, so nothing else on
+# this machine can be taken for a scheduler or be signalled; and those that ask, up to process 1.
+{ps} "$@" | awk -v home="$HOME/" -v asking=$PPID '
+    {{ line[NR] = $0; pid[NR] = $1; parent[$1] = $2 }}
+    END {{
+        for (p = asking; p in parent; p = parent[p]) shown[p] = 1
+        for (i = 1; i <= NR; i++) if ((pid[i] in shown) || index(line[i], home)) print line[i]
+    }}'
+"""
+
+DEMO_CONFIGURATION = """\
+[database]
+sql_alchemy_conn = sqlite:///{directory}/metadata.db
+[scheduler_failover]
+scheduler_nodes_in_cluster = a, b
+node_name = {node}
+poll_frequency = 1
+heartbeat_timeout = 8
+scheduler_restart_sleep_time = 2
+logging_dir = {directory}/{node}/log
+ssh_command = {directory}/bin/ssh
+alert_to_email =
+"""
+
+
+class Demo:
+    """Two controllers, a and b, on this machine, with a SQLite file and a stand-in scheduler.
+
+    Both are the real program as child processes; only Airflow, ssh and the view of ps are stand-ins.
+    The demo plays the operator and the faults: it is the one part that uses the system directly.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.began = time.monotonic()
+        self.controllers: Dict[str, subprocess.Popen] = {}
+        self.lines: List[str] = []   # all that the controllers logged, each with its node
+        self.read = 0                # how many of them the play has gone past
+
+    def play(self) -> bool:
+        """The whole play; whether everything came as it should."""
+        self.lay_out()
+        for node in "ab":
+            self.start_controller(node)
+        if not self.wait_for("] active in term 1", 15):
+            return False
+        active = self.lines[self.read - 1][1]
+        standby = "b" if active == "a" else "a"
+        if not self.wait_for("the scheduler runs on a", 15):
+            return False
+        self.tell("kill -9 of the scheduler on a")
+        os.kill(self.pid_on("a"), signal.SIGKILL)
+        if not self.wait_for("started on a", 15) or not self.wait_for("the scheduler runs on a", 15):
+            return False
+        self.tell("kill -9 of the active controller, on {}; the scheduler lives on".format(active))
+        scheduler = self.pid_on("a")
+        self.controllers[active].kill()
+        if not self.wait_for("[{} term 2] active in term 2".format(standby), 20) \
+                or self.pid_on("a") != scheduler:
+            return False
+        self.tell("Airflow on a is broken, and its scheduler is killed")
+        open(os.path.join(self.directory, "a", "broken"), "w").close()
+        os.kill(scheduler, signal.SIGKILL)
+        return self.wait_for("the start on a failed", 25) and \
+            self.wait_for("no action: I am active, the scheduler runs on b", 15)
+
+    def lay_out(self) -> None:
+        """Write the stand-ins and the two configurations."""
+        texts = {"bin/ssh": DEMO_SSH.format(directory=self.directory, path=os.environ["PATH"]),
+                 "bin/ps": DEMO_PS.format(ps=find_program("ps"))}
+        for node in "ab":
+            texts[node + "/bin/airflow"] = DEMO_SCHEDULER.format(python=sys.executable)
+            texts[node + "/airflow/airflow.cfg"] = DEMO_CONFIGURATION.format(
+                directory=self.directory, node=node)
+        for name, text in texts.items():
+            path = os.path.join(self.directory, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w") as file:
+                file.write(text)
+            os.chmod(path, 0o755)
+
+    def start_controller(self, node: str) -> None:
+        home = os.path.join(self.directory, node)
+        environment = {name: value for name, value in os.environ.items()
+                       if not name.startswith("AIRFLOW")}
+        environment.update(HOME=home, SHELL="/bin/sh", PATH=":".join(
+            [home + "/bin", self.directory + "/bin", os.environ["PATH"]]))
+        self.tell("python3 asfc.py start, on " + node)
+        self.controllers[node] = child = subprocess.Popen(
+            [sys.executable, os.path.abspath(__file__), "start"], env=environment, cwd=home,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            universal_newlines=True)
+        threading.Thread(target=self.follow, args=(child,), daemon=True).start()
+
+    def follow(self, child: subprocess.Popen) -> None:
+        """Print what a controller logs, as it comes."""
+        for line in child.stderr or ():
+            line = re.sub(r"^\S+ \S+ [A-Z]+ ", "", line.rstrip())
+            self.lines.append(line)
+            self.tell("    " + line)
+
+    def tell(self, sentence: str) -> None:
+        print("{:5.1f} s  {}".format(time.monotonic() - self.began, sentence), flush=True)
+
+    def wait_for(self, words: str, timeout_s: float) -> bool:
+        """Whether a controller logs these words, after the words that were last waited for."""
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end:
+            for place in range(self.read, len(self.lines)):
+                if words in self.lines[place]:
+                    self.read = place + 1
+                    return True
+            time.sleep(0.05)
+        self.tell("this was expected within {:g} s and did not come: {}".format(timeout_s, words))
+        return False
+
+    def pid_on(self, node: str, timeout_s: float = 0) -> int:
+        """The process of the stand-in scheduler that lives on a node, 0 when none does."""
+        end = time.monotonic() + timeout_s
+        while True:
+            living = [pid for pid in self.pids(node) if self.lives(pid, node)]
+            if living or time.monotonic() >= end:
+                return living[-1] if living else 0
+            time.sleep(0.05)
+
+    def pids(self, node: str) -> List[int]:
+        try:
+            with open(os.path.join(self.directory, node, "pids")) as file:
+                return [int(line) for line in file.read().split()]
+        except OSError:
+            return []
+
+    def lives(self, pid: int, node: str) -> bool:
+        """Whether that process is still the demo's own: its number may be another's by now."""
+        try:
+            with open("/proc/{}/cmdline".format(pid)) as file:
+                return os.path.join(self.directory, node) in file.read()
+        except OSError:
+            return False
+
+    def clean_up(self) -> None:
+        """End all that the demo started, and remove its directory."""
+        for child in self.controllers.values():
+            child.kill()
+            child.wait()
+        for node in "ab":
+            for pid in self.pids(node):
+                if self.lives(pid, node):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def find_program(name: str) -> str:
+    """The path of a program. Raises AsfcError when there is none."""
+    import shutil
+    path = shutil.which(name)
+    if not path:
+        raise AsfcError("the program {} is needed and not on PATH".format(name))
+    return path
+
+
+def verb_demo(world: World, arguments: Any) -> int:
+    """Show on this one machine, without Airflow and without root, what asfc does.
+
+    Two controllers with a SQLite file and a stand-in scheduler run in a temporary directory. The
+    scheduler is killed, then the active controller, then the start is broken on one node. A timeline
+    is printed; it takes less than a minute and leaves nothing behind.
+    """
+    import shutil
+    import tempfile
+    directory = tempfile.mkdtemp(prefix="asfc-demo-")
+    demo = Demo(directory)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        well = demo.play()
+        demo.tell("the demo is over: {}".format(
+            "one scheduler ran all the time it could" if well else "something did not work"))
+    finally:
+        demo.clean_up()
+        shutil.rmtree(directory, ignore_errors=True)
+    return 0 if well else 1
+
+
+###############################################################################
+# The command line ############################################################
+###############################################################################
+
+RULER = "-" * 60
+
+
+def verb_version(world: World, arguments: Any) -> int:
+    """Print the version."""
+    print("Scheduler Failover Controller Version: {}".format(__version__))
+    return 0
+
+
+def verb_init(world: World, arguments: Any) -> int:
+    """Append the section [scheduler_failover], with every key explained, to airflow.cfg.
+
+    The file keeps its mode and owner, and is replaced as a whole or not at all. Where the section
+    is there already nothing is written. With --venv PATH the scheduler's start activates that
+    virtualenv.
+    """
+    path = arguments.config or find_airflow_cfg(world)
+    print(append_default_section(world, path, arguments.venv or ""))
+    return 0
+
+
+def verb_get_current_host(world: World, arguments: Any) -> int:
+    """Print this host's name, as scheduler_nodes_in_cluster has to name it."""
+    print("current host: {}".format(world.host_name()))
+    return 0
+
+
+def verb_test_connection(world: World, arguments: Any) -> int:
+    """Test every node and the metadata service, and say what to do about each failure.
+
+    A node is asked by the very way the controller asks it. The metadata service is read, and a
+    scratch record is written twice, on condition of its version. Exit status 1 when a test failed.
+    """
+    configuration = load_configuration(world, arguments)
+    answers = Nodes(world, configuration).test_connection(configuration.scheduler_nodes_in_cluster)
+    for node in configuration.scheduler_nodes_in_cluster:
+        well, sentence = answers[node]
+        print("Testing Connection for host '{}': {}".format(node, sentence))
+    metadata = metadata_service(world, configuration)
+    well = all(answer[0] for answer in answers.values())
+    try:
+        print("Testing the metadata service: " + try_metadata(metadata))
+    except MetadataError as error:
+        print("Testing the metadata service: FAILED: {}".format(error))
+        well = False
+    return 0 if well else 1
+
+
+def try_metadata(metadata: MetadataService) -> str:
+    """Read, and write a scratch record on condition. Returns a sentence; raises MetadataError."""
+    name = "scratch"
+    before = metadata.read_all().get(name)
+    version = before.version if before else None
+    if not metadata.write(name, "{}", version) or metadata.write(name, "{}", version):
+        raise MetadataError("{}: a conditional write did not do what it must (another "
+                            "test_connection at the same time?)".format(metadata.describe()))
+    return "{}: read and conditional write succeeded. {}".format(metadata.describe(), metadata.check())
+
+
+def verb_is_scheduler_running(world: World, arguments: Any) -> int:
+    """Ask every node whether a scheduler runs there, all at the same time; a line a node.
+
+    Exit status: 0 one scheduler runs; 1 none runs, each node said so; 3 it is not known, for a
+    node gave no clear answer and none was seen to run; 4 more than one runs.
+    """
+    configuration = load_configuration(world, arguments)
+    names = configuration.scheduler_nodes_in_cluster
+    reports = Nodes(world, configuration).look(names)
+    words = {RUNNING: "True", STOPPED: "False", UNKNOWN: "Unknown"}
+    for node in names:
+        print("Testing to see if scheduler is running on host '{}': {} ({})".format(
+            node, words[reports[node].state], reports[node].reason))
+    running = sum(max(1, len(reports[node].mains)) for node in names
+                  if reports[node].state == RUNNING)
+    if running:
+        return 0 if running == 1 else 4
+    return 1 if all(reports[node].state == STOPPED for node in names) else 3
+
+
+def verb_metadata(world: World, arguments: Any) -> int:
+    """Print what the metadata service holds: who is active, where the scheduler runs, and more.
+
+    With --json one JSON object, for scripts. Before the first start the values are None (null).
+    """
+    configuration = load_configuration(world, arguments)
+    records = metadata_service(world, configuration).read_all()
+    found = records.get(ClusterRecord.NAME)
+    record = ClusterRecord.from_text(found.value) if found else None
+    now = world.utc_text()
+    if arguments.json:
+        fields = collections.OrderedDict([
+            ("active_failover_node", record.holder or None if record else None),
+            ("active_scheduler_node", record.active_scheduler_node if record else None),
+            ("last_failover_heartbeat", record.heartbeat_at or None if record else None),
+            ("current_timestamp", now), ("version", found.version if found else None)])
+        if record:
+            fields["cluster"] = dict(json.loads(record.to_text()))
+        print(json.dumps(fields, indent=2))
+        return 0
+    print_metadata(record, now)
+    return 0
+
+
+def print_metadata(record: Optional[ClusterRecord], now: str) -> None:
+    """The original's four lines with their labels, then the rest for people."""
+    print("{0}\nMetadata of asfc\n{0}".format(RULER))
+    print("active_failover_node: {}".format(record.holder or None if record else None))
+    print("active_scheduler_node: {}".format(record.active_scheduler_node if record else None))
+    print("last_failover_heartbeat: {}".format(record.heartbeat_at or None if record else None))
+    print("{}\ncurrent_timestamp: {}".format(RULER, now))
+    if record is None:
+        return
+    print("{}\ncluster: {}\nterm: {}\nmove: {}".format(
+        RULER, record.cluster, record.term, record.move))
+    print("possible_nodes: {}".format(", ".join(record.possible_nodes) or None))
+    print("heartbeat_timeout: {:g} s".format(record.heartbeat_timeout))
+    for failed in record.failed:
+        left_s = failed.until_s - record.clock_s
+        print("failed_node: {}, {}; {}".format(failed.node, failed.why, "passed over for {:.0f} s "
+              "more".format(left_s) if left_s > 0 else "may be tried again"))
+    print("starts: {}".format(", ".join("{} {:.0f} s ago".format(
+        start.node, record.clock_s - start.at_s) for start in record.starts[-5:]) or None))
+
+
+def verb_clear_metadata(world: World, arguments: Any) -> int:
+    """Forget where the scheduler may run: the next active controller asks every node anew.
+
+    Refused while a controller is active, unless --force is given. Terms are never rewound.
+    """
+    configuration = load_configuration(world, arguments)
+    metadata = metadata_service(world, configuration)
+    found = metadata.read_all().get(ClusterRecord.NAME)
+    record = ClusterRecord.from_text(found.value) if found else None
+    if record and record.holder and not arguments.force:
+        raise RefusedError(
+            "{} is active in term {}, its last heartbeat was at {}: stop the controllers first, or "
+            "use --force when they are gone".format(record.holder, record.term, record.heartbeat_at))
+    metadata.clear()
+    print("The metadata is cleared." if found else "There was no metadata.")
+    return 0
+
+
+def verb_send_test_email(world: World, arguments: Any) -> int:
+    """Send the alert mail with "This is a TEST ALERT", now, and say whether it was taken."""
+    configuration = load_configuration(world, arguments)
+    if not configuration.alert_to_email:
+        raise ConfigurationError("{}: section [scheduler_failover], key alert_to_email: no one is "
+                                 "named; set it to the addresses that alerts go to".format(
+                                     configuration.path))
+    alert = Alert(configuration.alert_email_subject, "This is a TEST ALERT\n\nIt was sent by asfc on "
+                  "{}. Nothing has failed.\n".format(configuration.node_name))
+    try:
+        Alerts(world, configuration, logging.getLogger("asfc")).send(alert)
+    except OSError as error:
+        raise AsfcError("the test mail was not sent: {}. Check the section [smtp] of {}".format(
+            error, configuration.path))
+    print("Sent the test mail to {}".format(", ".join(configuration.alert_to_email)))
+    return 0
+
+
+def verb_start(world: World, arguments: Any) -> int:
+    """Run the failover controller in the foreground until it is stopped (SIGTERM, SIGINT, SIGHUP).
+
+    It logs to the configured file and to stderr. Stopping it leaves the scheduler as it is.
+    """
+    configuration = load_configuration(world, arguments, need_own_name=True)
+    log = open_log(configuration)
+    state_dir = configuration.state_dir_here
+    try:
+        world.make_directory(state_dir)
+        lock_id = world.hold_lock(os.path.join(state_dir, "controller.lock"), world.random_id())
+    except OSError as error:
+        raise ConfigurationError("{}: section [scheduler_failover], key state_dir = {}: {}; it must "
+                                 "be a directory that this user can write".format(
+                                     configuration.path, configuration.state_dir, error.strerror))
+    if lock_id is None:
+        raise RefusedError("another controller runs with the state directory {}: stop it first, or "
+                           "give this one a state_dir and a node_name of its own".format(state_dir))
+    metadata = metadata_service(world, configuration)
+    controller = FailoverController(
+        world, configuration, metadata, Nodes(world, configuration), lock_id,
+        lambda: read_own_gate(world, state_dir), log)
+    LogContext.of(log).lease = controller.lease
+    for warning in configuration.warnings:
+        log.warning(warning)
+    for note in configuration.notes:
+        log.info(note)
+    log.info("asfc %s starts on %s; nodes: %s; metadata: %s", __version__, configuration.node_name,
+             ", ".join(configuration.scheduler_nodes_in_cluster), metadata.describe())
+    controller.run()
+    return 0
+
+
+def read_own_gate(world: World, state_dir: str) -> Optional[Gate]:
+    """What this node's gate holds, as the node's script keeps it; None where there is none.
+
+    Raises MetadataError for one that can't be read: no cluster may be made up beside it.
+    """
+    path = os.path.join(state_dir, "gate")
+    try:
+        words = (world.read_text(path) or "").split()
+        if not words:
+            return None
+        _, term, move, instance, cluster, node, end = words
+        if end != "end":
+            raise ValueError
+        return Gate(Pair(int(term), int(move)), instance, cluster, node)
+    except (OSError, ValueError):
+        raise MetadataError("there is no record in the metadata, and this node's gate {} can't be read "
+                            "to make one from".format(path))
+
+
+class LogContext(logging.Filter):
+    """Adds this node's name and the term to each log line."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__()
+        self.node = node
+        self.lease: Optional[Lease] = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        cluster = self.lease.record if self.lease else None
+        record.node, record.term = self.node, cluster.term if cluster else "-"  # type: ignore
+        return True
+
+    @classmethod
+    def of(cls, log: logging.Logger) -> "LogContext":
+        return next(one for one in log.filters if isinstance(one, cls))
+
+
+def open_log(configuration: Configuration) -> logging.Logger:
+    """The logger of a controller: the rotated file and stderr. Raises ConfigurationError."""
+    import logging.handlers
+    log = logging.getLogger("asfc")
+    log.setLevel(configuration.logging_level)
+    log.propagate = False
+    log.addFilter(LogContext(configuration.node_name))
+    path = os.path.join(configuration.logging_dir, configuration.logging_file_name)
+    try:
+        os.makedirs(configuration.logging_dir, exist_ok=True)
+        to_file = logging.handlers.TimedRotatingFileHandler(
+            path, when=configuration.logs_rotate_when, encoding="utf-8",
+            backupCount=configuration.logs_rotate_backup_count)
+    except OSError as error:
+        raise ConfigurationError("{}: section [scheduler_failover], keys logging_dir and "
+                                 "logging_file_name: {}: {}; it must be a file that this user can "
+                                 "write".format(configuration.path, path, error.strerror))
+    handlers: List[logging.Handler] = [to_file, logging.StreamHandler()]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(
+            "%(asctime)s %(levelname)s [%(node)s term %(term)s] %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+def load_configuration(world: World, arguments: Any, need_own_name: bool = False) -> Configuration:
+    overrides = {"airflow_virtualenv": arguments.venv} if arguments.venv else None
+    return Configuration.load(world, arguments.config, overrides, need_own_name)
+
+
+VERBS: Dict[str, Callable[[World, Any], int]] = {
+    "version": verb_version, "init": verb_init, "test_connection": verb_test_connection,
+    "is_scheduler_running": verb_is_scheduler_running, "clear_metadata": verb_clear_metadata,
+    "metadata": verb_metadata, "send_test_email": verb_send_test_email,
+    "get_current_host": verb_get_current_host, "start": verb_start, "demo": verb_demo}
+
+EXIT_STATUSES = """\
+exit statuses:
+  0   done; for is_scheduler_running: one scheduler runs
+  1   a test failed, or the answer is no
+  2   the command line can't be understood
+  3   is_scheduler_running: it is not known
+  4   is_scheduler_running: more than one runs
+  69  the metadata service can't be used now
+  75  refused for now: something that runs is in the way
+  78  the configuration can't be used: what to change is said on stderr
+"""
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The parser of the command line. Options may stand before or after the verb."""
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("-venv", "--venv", metavar="PATH",
+                        help="bin/activate of the virtualenv that Airflow lives in")
+    common.add_argument("--config", metavar="FILE",
+                        help="airflow.cfg, if it is not where Airflow looks for it")
+    parser = argparse.ArgumentParser(
+        prog="asfc.py", parents=[common], epilog=EXIT_STATUSES, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Keeps exactly one Airflow scheduler running on a cluster of nodes.")
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb")
+    for name, function in VERBS.items():
+        text = "\n".join(line.strip() for line in (function.__doc__ or "").strip().splitlines())
+        verb = verbs.add_parser(
+            name, parents=[common], help=text.splitlines()[0], description=text, allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXIT_STATUSES)
+        if name == "metadata":
+            verb.add_argument("--json", action="store_true", default=False,
+                              help="one JSON object, for scripts")
+        if name == "clear_metadata":
+            verb.add_argument("--force", action="store_true", default=False,
+                              help="also while the metadata names an active controller")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None, world: Optional[World] = None) -> int:
+    """Run one verb; returns the exit status. Each foreseen failure is one clear text on stderr."""
+    parser = command_line()
+    arguments = parser.parse_args(argv)
+    for option in ("venv", "config"):
+        setattr(arguments, option, getattr(arguments, option, None))
+    if not arguments.verb:
+        parser.print_help(sys.stderr)
+        return UsageError.exit_status
+    try:
+        status = VERBS[arguments.verb](world or World(), arguments)
+        sys.stdout.flush()
+        return status
+    except AsfcError as error:
+        print("asfc: {}".format(error), file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:  # the reader of our output has gone, as in `asfc.py metadata | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
