@@ -54,7 +54,6 @@ import re
 import selectors
 import shlex
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -206,7 +205,7 @@ class World:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime()) + " UTC"
 
     def host_name(self) -> str:
-        return socket.gethostname()
+        return os.uname().nodename  # what socket.gethostname() says, without importing it
 
     def environment(self) -> Mapping[str, str]:
         return os.environ
@@ -249,8 +248,13 @@ class World:
             self._wakers[name].set()
 
     def on_stop_signal(self, handler: Callable[[str], None]) -> None:
-        """Call the handler with the signal's name when this process is asked to stop."""
+        """Call the handler with the signal's name when this process is asked to stop.
+
+        A signal that is ignored from the start, as SIGHUP is under nohup, stays so.
+        """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             signal.signal(number, lambda received, _: handler(signal.Signals(received).name))
 
     # -- subprocesses
@@ -368,6 +372,7 @@ class World:
         The time limit is for each step of the connection; a caller that must not wait longer has a
         loop of its own for it.
         """
+        import http.client
         import urllib.error
         import urllib.request
         context = None
@@ -386,8 +391,8 @@ class World:
                 return reply.status, reply.read(65536).decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read(65536).decode("utf-8", "replace")
-        except (ValueError, EOFError) as error:
-            raise OSError(str(error))
+        except (ValueError, EOFError, http.client.HTTPException) as error:
+            raise OSError("{}: {}".format(type(error).__name__, error))
 
     def send_mail(self, smtp: Any, recipients: Sequence[str], alert: Any) -> None:
         """Send a plain mail by the settings of [smtp]. Raises OSError with what went wrong.
@@ -522,6 +527,7 @@ def _shell_words(least: int) -> _Kind:
 def is_host_name(text: str) -> bool:
     """Whether ssh can take the text for a host: a name, or an IP address, and never an option."""
     if ":" in text:
+        import socket
         try:
             return bool(socket.inet_pton(socket.AF_INET6, re.sub(r"%[A-Za-z0-9_.-]+$", "", text)))
         except (OSError, ValueError):
@@ -578,12 +584,13 @@ OPTIONS: Tuple[Option, ...] = (
            "The servers of ZookeeperMetadataService."),
     Option("poll_frequency", "10", *_seconds(1, 3600),
            help="How often the active controller looks at the scheduler.", shown=True),
-    Option("heartbeat_timeout", "30", *_seconds(1, 3600),
+    Option("heartbeat_timeout", "30", *_seconds(7.5, 3600),
            help="A standby takes over when the active controller's record has not changed for so "
            "long. It does not depend on poll_frequency."),
     Option("airflow_scheduler_start_command", "", *_COMMAND,
-           help="Starts the scheduler on a node; run by bash or the user's login shell. Empty: "
-           "asfc's own way. With systemd: sudo systemctl restart airflow-scheduler", shown=True),
+           help="Starts the scheduler on a node; run by the user's login shell or bash. One that "
+           "begins with sudo has to return. Empty: asfc's own way. With systemd: sudo systemctl "
+           "restart airflow-scheduler", shown=True),
     Option("airflow_scheduler_stop_command", "", *_COMMAND,
            help="Stops the scheduler on a node. Empty: asfc's own way. With systemd: "
            "sudo systemctl stop airflow-scheduler", shown=True),
@@ -1352,6 +1359,10 @@ class FailedNode(NamedTuple):
     why: str
 
 
+CLUSTER = "cluster"      # the name of the record
+CLUSTER_FORMAT = 1       # the number of its format
+
+
 class ClusterRecord(NamedTuple):
     """The record `cluster`: who is active, and where a scheduler may be alive.
 
@@ -1368,15 +1379,13 @@ class ClusterRecord(NamedTuple):
     heartbeat_timeout: float = 30.0   # what that controller promised
     heartbeat_at: str = ""            # UTC text, for people only
     clock_s: float = 0.0
+    state_dir: str = ""               # the key's text: with another one a node has another gate
     possible_nodes: Tuple[str, ...] = ()
     assigned: bool = False            # whether the last possible node is the active scheduler node
     started: bool = False             # whether a start was sent there, or a scheduler seen there
     starts: Tuple[StartMade, ...] = ()
     failed: Tuple[FailedNode, ...] = ()
     cleared: bool = False             # emptied by clear_metadata: taken only after h
-
-    NAME = "cluster"
-    FORMAT = 1
 
     @property
     def pair(self) -> Pair:
@@ -1388,7 +1397,7 @@ class ClusterRecord(NamedTuple):
 
     def to_text(self) -> str:
         """This record as JSON, in ASCII, with the number of its format."""
-        return json.dumps(dict(self._asdict(), format=self.FORMAT), sort_keys=True)
+        return json.dumps(dict(self._asdict(), format=CLUSTER_FORMAT), sort_keys=True)
 
     def emptied(self) -> "ClusterRecord":
         """What clear_metadata leaves: never a lower term or move, the same id, the same promise."""
@@ -1401,10 +1410,10 @@ class ClusterRecord(NamedTuple):
         try:
             fields = json.loads(text)
             written_format = fields.pop("format")
-            if written_format != cls.FORMAT:
+            if written_format != CLUSTER_FORMAT:
                 raise MetadataError(
                     "the record 'cluster' has format {}, and this version of asfc knows format {}: "
-                    "upgrade asfc on this node".format(written_format, cls.FORMAT))
+                    "upgrade asfc on this node".format(written_format, CLUSTER_FORMAT))
             fields["possible_nodes"] = tuple(fields["possible_nodes"])
             fields["starts"] = tuple(StartMade(*start) for start in fields["starts"])
             fields["failed"] = tuple(FailedNode(*node) for node in fields["failed"])
@@ -1470,11 +1479,11 @@ class MetadataService:
         Its term, move, id and promise stay, for none of them may ever be rewound.
         """
         for _ in range(5):  # a heartbeat may come between
-            found = self.read_all().get(ClusterRecord.NAME)
+            found = self.read_all().get(CLUSTER)
             if found is None:
                 return False
             emptied = ClusterRecord.from_text(found.value).emptied()
-            if self.write(ClusterRecord.NAME, emptied.to_text(), found.version):
+            if self.write(CLUSTER, emptied.to_text(), found.version):
                 return True
         raise MetadataError("{}: another writer was faster five times; try again".format(
             self.describe()))
@@ -1807,7 +1816,7 @@ class _ClientMetadataService(SQLMetadataService):
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
                         creating: bool = False) -> List[Tuple[str, ...]]:
-        limit_s = self._left_s(deadline)
+        limit_s = round(self._left_s(deadline), 2)
         result = self._world.run([self._command(list(statements) + ["SELECT 'end'"], limit_s)])[0]
         lines = result.stdout.split("\n")
         self._look_at_session(lines)
@@ -2066,7 +2075,7 @@ class PostgreSQLMetadataService(_ClientMetadataService):
         parameters = self._parameters
         host = parameters.get("host", parameters.get("hostaddr", ""))
         if "/" in host or not host:
-            return "socket {}".format(host).strip()
+            return "socket {}".format(host) if host else "the local socket"
         return "{}:{}".format("[{}]".format(host) if ":" in host else host,
                               parameters.get("port", self.DEFAULT_PORT))
 
@@ -2262,7 +2271,8 @@ END {
     memories = split(memory, entry, " ")
     for (i = 1; i <= memories; i++) {
         split(entry[i], f, ":")
-        m_pid[i] = f[1]; m_start[i] = f[2]; m_session[i] = f[3]; m_own[i] = f[4] + 0; m_image[i] = f[5]
+        m_pid[i] = f[1]; m_start[i] = f[2]; m_session[i] = f[3]
+        m_own[i] = f[4] + 0; m_image[i] = f[5]
         dead[i] = !((f[1] in running) && known(f[1]) && start[f[1]] == f[2])
         if (!dead[i]) remembered[f[1]] = i
     }
@@ -2285,8 +2295,8 @@ END {
         main_list = main_list " " name(p)
         tell("main", p)
         if (p != keep) { target[++targets] = p; target_list = target_list " " name(p) }
-        # One that lived 10 s is no passing stage of a daemon's start.
-        if ((p in remembered) || now - start[p] >= 1000)
+        # One that lived 10 s, or leads the start command, is no passing stage of a daemon's start.
+        if ((p in remembered) || p == command_pid || now - start[p] >= 1000)
             keep_list = keep_list " " name(p) ":" session[p] ":" owned[p] ":" image[p]
     }
     for (i = 1; i <= total; i++) {
@@ -2306,7 +2316,8 @@ END {
             kill_list = kill_list " " name(q)
     }
     if ((command_session in running) && known(command_session) && \
-        command_session == command_pid && start[command_session] != command_start) command_session = 0
+        command_session == command_pid && start[command_session] != command_start)
+        command_session = 0
     for (i = 1; i <= total; i++) {
         q = pid[i]
         if (!(q in protected) && of_command(q)) command_list = command_list " " name(q)
@@ -2411,8 +2422,8 @@ find_directory() {
 local_directory() {
     file_system=$(stat -f -c %T "$1" 2>/dev/null) || return 1
     case $file_system in
-    nfs*|smb*|cifs*|fuse*|afs|kafs|coda|ceph*|gfs*|ocfs2|lustre|gpfs|panfs|v9fs|9p|ncp*|novell|fhgfs|\
-    acfs|snfs|vxfs|ibrix|prl_fs|vboxsf|vmhgfs|UNKNOWN*) return 1;;
+    nfs*|smb*|cifs*|fuse*|afs|kafs|coda|ceph*|gfs*|ocfs2|lustre|gpfs|panfs|v9fs|9p|ncp*|\
+    novell|fhgfs|acfs|snfs|vxfs|ibrix|prl_fs|vboxsf|vmhgfs|UNKNOWN*) return 1;;
     esac
 }
 make_directory() {
@@ -2439,11 +2450,12 @@ pass_gate() {
     if [ "$gate" ]; then
         tell gate "$gate"
         [ "$gate_cluster" = "$cluster" ] ||
-            refuse "node $node belongs to cluster $gate_cluster, not to $cluster: if this is meant," \
-                "stop the other cluster's controllers and its scheduler, then remove $dir/gate there"
+            refuse "node $node belongs to cluster $gate_cluster, not to $cluster: if this is" \
+                "meant, stop the other cluster's controllers and its scheduler, then remove" \
+                "$dir/gate there"
         [ "$gate_node" = "$node" ] ||
-            refuse "the state directory $dir belongs to node $gate_node, not to $node: give each node" \
-                "its own, or, if the node was renamed, remove $dir/gate there"
+            refuse "the state directory $dir belongs to node $gate_node, not to $node: give each" \
+                "node its own, or, if the node was renamed, remove $dir/gate there"
         [ "$term" -gt "$gate_term" ] ||
             { [ "$term" = "$gate_term" ] && [ "$move" -ge "$gate_move" ]; } ||
             refuse "node $node has heard of the newer $gate_term.$gate_move"
@@ -2467,7 +2479,8 @@ load_intent() {
     set -- $intent
     [ $# = 9 ] && number "$1" && number "$2" && number "$4" && number "$5" && number "$6" &&
         number "$8" || broken intent
-    intent_of="$1 $2 $3" intent_pid=$4 intent_start=$5 intent_session=$6 intent_boot=$7 begun=$8 ended=$9
+    intent_of="$1 $2 $3" intent_pid=$4 intent_start=$5 intent_session=$6
+    intent_boot=$7 begun=$8 ended=$9
     [ "$intent_boot" = "$boot" ] || intent=
 }
 store_intent() {
@@ -2554,12 +2567,15 @@ remember() {
     [ "$memory" = "$seen_memory" ] || ! store main "$boot$seen_memory" || memory=$seen_memory
 }
 find_user() {
-    uid=$(id -u $user 2>/dev/null) || unknown "it has no user $user (scheduler_user)"
+    while read -r word real own_uid rest; do [ "$word" != Uid: ] || break; done </proc/$$/status
+    uid=$own_uid
+    [ -z "$user" ] || uid=$(id -u "$user" 2>/dev/null) ||
+        unknown "it has no user $user (scheduler_user)"
 }
 find_login_shell() {
     login_shell=${SHELL:-}
     case ${login_shell##*/} in ''|nologin|false)
-        login_shell=$(getent passwd "$(id -u)" 2>/dev/null)
+        login_shell=$(getent passwd "$own_uid" 2>/dev/null)
         login_shell=${login_shell##*:};;
     esac
     case ${login_shell##*/} in ''|nologin|false) login_shell=;; esac
@@ -2610,7 +2626,7 @@ start_shell() {
     shell=$login_shell
     [ "$own_start" ] || return 0
     shell=$(command -v bash) || shell=sh
-    [ "$uid" = "$(id -u)" ] || unknown "asfc works as another user than $user there:" \
+    [ "$uid" = "$own_uid" ] || unknown "asfc works as another user than $user there:" \
         "airflow_scheduler_start_command must say how $user's scheduler is started"
 }
 intent_from() {
@@ -2725,6 +2741,12 @@ stop_by_operator() {
     tell 'done' "the stop command ended with status $stopped_with${said:+: }$said"
 }
 stop() {
+    if [ "$keep" ] && ! lives "$keep"; then
+        ask_status
+        tell 'done' 'nothing was stopped: the scheduler to keep has ended'
+        tell_all
+        finish
+    fi
     was_open=$intent
     if [ "$intent" ] && ! kill_command; then
         tell_intent
@@ -2762,7 +2784,7 @@ lacking() {
     [ "$lacks" ]
 }
 look() {
-    if lacking; then tell lacks "its PATH has no$lacks (packages: procps, coreutils, util-linux)"; fi
+    ! lacking || tell lacks "its PATH has no$lacks (packages: procps, coreutils, util-linux)"
     above=$dir
     while [ ! -e "$above" ] && [ "$above" != / ]; do above=${above%/*} above=${above:-/}; done
     if [ ! -d "$above" ] || [ ! -w "$above" ]; then
@@ -2832,7 +2854,7 @@ def script_words(script: str) -> Tuple[str, ...]:
     """
     encoded = base64.b64encode(script.encode("utf-8")).decode("ascii")
     chunks = [encoded[at:at + 400] for at in range(0, len(encoded), 400)]
-    return ("sh", "-c", 'eval "$(echo $* | tr -d " " | base64 -d)"', "asfc") + tuple(chunks)
+    return ("sh", "-c", 'eval "$(printf %s "$@" | base64 -d)"', "asfc") + tuple(chunks)
 
 
 ###############################################################################
@@ -2885,7 +2907,8 @@ SSH_FAILURES = (
     (r"could not resolve hostname|name or service not known",
      "ssh: its name is not known here: see /etc/hosts or the DNS, or set ssh_options"),
     (r"connection refused", "ssh: connection refused: does sshd run there?"),
-    (r"no route to host|network is unreachable", "ssh: no route to the host: is it off or cut off?"),
+    (r"no route to host|network is unreachable",
+     "ssh: no route to the host: is it off or cut off?"),
     (r"timed out|timeout", "ssh: no answer in time: is it off or cut off?"),
     (r"connection (closed|reset)|broken pipe", "ssh: the connection was closed by the other side"),
     (r"base64: |tr: .*not found", "it has no base64 or tr (package coreutils)"),
@@ -2914,10 +2937,9 @@ class NodeAnswer(NamedTuple):
         return Gate(self.pair(term, move), instance, cluster, node)
 
     def intent(self) -> Optional[Intent]:
-        text = self.only("intent")
-        if not text:
+        if "intent" not in self.lines:
             return None
-        term, move, instance, runs, age, ended = text.split(" ")
+        term, move, instance, runs, age, ended = self.only("intent").split(" ")
         if runs not in ("0", "1"):
             raise ValueError("a damaged intent")
         return Intent(self.pair(term, move), instance, runs == "1", max(0.0, int(age) / 100),
@@ -3067,13 +3089,14 @@ class Nodes:
         return parameters
 
     def _ssh(self, name: str, terminal: bool) -> Tuple[str, ...]:
-        """ssh's words up to the node's name. ssh takes the first value: the operator's come first."""
+        """ssh's words up to the name. The operator's come first: ssh takes the first value."""
         connect_s = max(1, int(self.configuration.query_timeout * 0.8))
         options = ("BatchMode=yes", "ConnectTimeout={}".format(connect_s), "ConnectionAttempts=1",
                    "ServerAliveInterval=3", "ServerAliveCountMax=2", "LogLevel=ERROR",
                    "ForwardX11=no", "ClearAllForwardings=yes", "PermitLocalCommand=no",
                    "StrictHostKeyChecking=yes")
-        words = shlex.split(self.configuration.ssh_command) + shlex.split(self.configuration.ssh_options)
+        words = shlex.split(self.configuration.ssh_command)
+        words += shlex.split(self.configuration.ssh_options)
         for option in options:
             words += ["-o", option]
         return tuple(words + ["-tt" if terminal else "-T", name])
@@ -3082,7 +3105,7 @@ class Nodes:
 
     def _report(self, name: str, request: Optional[NodeRequest],
                 result: Optional[CommandResult]) -> NodeReport:
-        """What a command's result tells about its node. Never raises: what isn't clear is unknown."""
+        """What a command's result tells of its node. Never raises: what isn't clear is unknown."""
         answer = request and result and parse_answer(result.stdout, request.nonce)
         if not request or not answer:
             return NodeReport(name, UNKNOWN, self._why_no_answer(name, result))
@@ -3146,7 +3169,8 @@ class HealthSign(NamedTuple):
     """
     readable: bool             # read just now, and the page calls the metadatabase healthy
     heartbeat: str             # the scheduler's latest heartbeat, as the page's own text
-    unchanged_s: float         # how long that text has not changed while the page could be read
+    unchanged_s: float         # from when that text was first read to when it was last read, all
+                               # readings between having worked
 
 
 NO_HEALTH_SIGN = HealthSign(False, "", 0.0)
@@ -3196,16 +3220,20 @@ class HealthWatch:
             if heartbeat != self._heartbeat:
                 self._heartbeat, self._changed_at = heartbeat, now
             self._read_at = now
-        return self._configuration.poll_frequency
+        return self._pause_s()
+
+    def _pause_s(self) -> float:
+        """Several readings within Airflow's threshold, however long the poll is."""
+        return min(self._configuration.poll_frequency, self._configuration.health_threshold_s / 3)
 
     def sign(self) -> HealthSign:
-        """The evidence as it stands now. One that is older than two polls is none."""
+        """The evidence as it stands now. One that two later readings should have renewed is none."""
         now, read_at = self._world.now(), self._read_at
-        oldest = 2 * self._configuration.poll_frequency + self._configuration.query_timeout
+        oldest = 2 * (self._pause_s() + self._configuration.query_timeout)
         if read_at is None or now - read_at > oldest:
             return NO_HEALTH_SIGN
         since = max(self._changed_at, self._readable_since)
-        return HealthSign(True, self._heartbeat, now - since)
+        return HealthSign(True, self._heartbeat, read_at - since)
 
     def _ask(self) -> Optional[str]:
         urls = self._configuration.health_urls
@@ -3298,6 +3326,13 @@ class Alerts:
 ###############################################################################
 
 
+class _OpenClaim(NamedTuple):
+    """A claim that was sent and whose outcome is not known yet; it may arrive late."""
+    term: int
+    sent_at: float
+    expected_version: Optional[int]
+
+
 class Lease:
     """The lease of the active controller, and a standby's watch over it.
 
@@ -3322,6 +3357,7 @@ class Lease:
         self.instance = world.random_id()
         self.active = False
         self.record: Optional[ClusterRecord] = None   # as it was last seen or written
+        self.succeeded = ""          # the node whose lost lease was taken over, if any
         self.ended = False
         self._world = world
         self._configuration = configuration
@@ -3334,7 +3370,7 @@ class Lease:
         self._seen_at = 0.0          # when this version was first seen
         self._confirmed_at = 0.0     # the moment before the last confirmed own write was sent
         self._outcome_unknown = False
-        self._claim: Optional[Tuple[int, float]] = None   # term and sending time of an open claim
+        self._claim: Optional[_OpenClaim] = None
         self._looked = False
         self._term = 0               # of the claim that was won
         self._trouble_at: Optional[float] = None          # the last failure of the service
@@ -3349,10 +3385,15 @@ class Lease:
         now = self._world.now()
         return self.active and now < self._confirmed_at + self._configuration.acting_window_s
 
-    def stamp(self) -> Stamp:
-        """The stamp for a command that is sent now. Only an active controller has one."""
-        assert self.record is not None
-        return Stamp(self.record.cluster, self.record.pair, self.instance)
+    def stamp(self, record: ClusterRecord) -> Optional[Stamp]:
+        """The stamp for a command that was decided on this record; None unless it is our own.
+
+        Never on the newest record that was seen: that may be a successor's, and a command with its
+        pair would pass the gates.
+        """
+        if record.instance != self.instance:
+            return None
+        return Stamp(record.cluster, record.pair, self.instance)
 
     def expect_work(self, within_s: float) -> None:
         """The main loop will report again within this time; overdue by h, the heartbeat stops."""
@@ -3440,7 +3481,7 @@ class Lease:
         clock_s = record.clock_s + (now - self._confirmed_at if self.active else 0.0)
         record = record._replace(heartbeat_at=self._world.utc_text(), clock_s=round(clock_s, 3))
         self._outcome_unknown = True
-        exchange = self._metadata.exchange([Write(record.NAME, record.to_text(), self._version)])
+        exchange = self._metadata.exchange([Write(CLUSTER, record.to_text(), self._version)])
         self._outcome_unknown = False
         if not exchange.won[0]:
             self._take_in(exchange.records)
@@ -3453,17 +3494,21 @@ class Lease:
     def _take_in(self, records: Mapping[str, Any]) -> None:
         """Learn what stands in the metadata service: the version, and whether the lease is ours."""
         now = self._world.now()
-        found = records.get(ClusterRecord.NAME)
+        found = records.get(CLUSTER)
         record = ClusterRecord.from_text(found.value) if found else None
         version = found.version if found else None
         self._outcome_unknown = False
         if version != self._version or not self._looked:
             self._seen_at = now
+        if not self._looked:
+            self._world.wake("turn")
         self._looked, self._version, self.record = True, version, record
-        claim, self._claim = self._claim, None
+        claim = self._claim
+        if claim and version != claim.expected_version:
+            self._claim = None  # it has won or lost; before, it may still arrive
         if record is not None and record.instance == self.instance:
-            if claim and claim[0] == record.term:
-                self._won(claim[1], "the claim whose reply was lost had won")
+            if claim and claim.term == record.term:
+                self._won(claim.sent_at, "the claim whose reply was lost had won")
             if self.active and record.term == self._term:
                 return
         if self.active:
@@ -3489,6 +3534,12 @@ class Lease:
             return ""
         if record is None:
             return "there was no record"
+        if record.state_dir not in ("", self._configuration.state_dir):
+            self._tell(logging.ERROR, "state_dir is {} here and {} on {}: it must be the same on all "
+                       "nodes, or a node has two gates. Until then this controller never becomes "
+                       "active".format(self._configuration.state_dir, record.state_dir,
+                                       record.holder or "the other nodes"))
+            return ""
         if not record.holder and not record.cleared:
             return "nobody held it"
         unchanged_s = now - self._seen_at
@@ -3512,11 +3563,13 @@ class Lease:
         possible = before.possible_nodes or configuration.scheduler_nodes_in_cluster
         claim = before._replace(
             term=before.term + 1, holder=configuration.node_name, instance=self.instance,
-            lock_id=self._lock_id, heartbeat_timeout=configuration.heartbeat_timeout,
+            lock_id=self._lock_id, state_dir=configuration.state_dir, heartbeat_timeout=configuration.heartbeat_timeout,
             possible_nodes=possible, cleared=False,
             clock_s=before.clock_s + self._world.now() - self._seen_at)
+        self.succeeded = before.holder if before.holder != configuration.node_name else ""
         sent_at = self._world.now()
-        self._claim = (claim.term, sent_at)
+        if self._claim is None:  # else it stays open, from when it was first sent
+            self._claim = _OpenClaim(claim.term, sent_at, self._version)
         if self._write(claim):
             self._claim = None
             self._won(sent_at, reason)
@@ -3655,7 +3708,7 @@ def decide(observation: Observation, configuration: Any) -> Decision:
         decision = rule(observation, configuration)
         if decision:
             return decision
-    return start_scheduler(observation)
+    return start_scheduler(observation, configuration)
 
 
 # -- a scheduler runs somewhere
@@ -3680,7 +3733,7 @@ def reduce_schedulers_on_one_node(seen: Observation, configuration: Any) -> Opti
             why = "{} schedulers run there, only the one with pid {} stays".format(
                 len(report.mains), report.mains[0].pid)
             return Decision("stopping schedulers on {}: {}".format(node, why),
-                            (StopScheduler(node, why, report.mains[0]),), 0.0)
+                            (StopScheduler(node, why, report.mains[0]),), 0.0, healthy=False)
     return None
 
 
@@ -3716,7 +3769,7 @@ def keep_the_active_one(seen: Observation, configuration: Any,
     if surplus:
         why = "the scheduler runs on " + active
         return Decision("stopping the scheduler on {}: {}".format(", ".join(surplus), why),
-                        tuple(StopScheduler(node, why) for node in surplus), 0.0)
+                        tuple(StopScheduler(node, why) for node in surplus), 0.0, healthy=False)
     leftovers = stop_remnants(seen, configuration, but=active)
     if leftovers:
         return leftovers
@@ -3729,7 +3782,7 @@ def keep_the_active_one(seen: Observation, configuration: Any,
             seen.reports[active].mains[0].pid if seen.reports[active].mains else "?",
             seen.health.heartbeat, seen.health.unchanged_s)
         return Decision("stopping the scheduler on {}: {}".format(active, why),
-                        (StopScheduler(active, why),), 0.0,
+                        (StopScheduler(active, why),), 0.0, healthy=False,
                         attempt_over="failed" if seen.attempt else "")
     return tell_that_it_runs(seen, configuration, waiting)
 
@@ -3769,7 +3822,7 @@ def shows_life(seen: Observation, configuration: Any) -> bool:
     attempt = seen.attempt
     if attempt is None or attempt.seen_at is None:
         return False
-    if seen.health.readable:
+    if seen.health.readable and attempt.heartbeat:
         return seen.health.heartbeat != attempt.heartbeat
     return seen.now - attempt.seen_at >= configuration.scheduler_restart_sleep_time
 
@@ -3792,9 +3845,9 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
             late = ended_s >= configuration.settle_s
             why = "no scheduler appeared within {:.0f} s after its start command ended".format(ended_s)
         if late:
-            failed = mark_failed(seen.record, node, why)
+            failed = mark_failed(seen.record, node, why)  # once: only after the stop was answered
             return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
-                            (ChangeRecord({"failed": failed}), StopScheduler(node, why)), 0.0,
+                            (StopScheduler(node, why), ChangeRecord({"failed": failed})), 0.0,
                             healthy=False, attempt_over="failed")
     return None
 
@@ -3805,14 +3858,20 @@ def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[De
     unknown = [node for node in record.possible_nodes if not seen.proven_stopped(node)]
     if not unknown:
         return None
-    if all(seen.reports[node].intent for node in unknown if node in seen.reports):
+    reports = [seen.reports[node] for node in unknown if node in seen.reports]
+    if all(report.intent for report in reports):
         return Decision("starting: {}".format("; ".join(map(seen.reason, unknown))),
                         again_s=configuration.retry_interval_s)
-    return Decision(
-        "waiting: a scheduler may run on {0}, so none is started. {1}. Bring {0} back; or stop all "
-        "controllers, take it out of scheduler_nodes_in_cluster everywhere and run "
-        "clear_metadata".format(", ".join(unknown), "; ".join(map(seen.reason, unknown))),
-        healthy=False)
+    reasons = "; ".join(map(seen.reason, unknown))
+    if all(report.refused for report in reports):
+        remedy = ("The metadata here is older than what the nodes have heard: was it restored from a "
+                  "backup, or do not all controllers share one database (sql_alchemy_conn)?")
+    else:
+        remedy = ("Bring {} back; or stop all controllers, take {} out of scheduler_nodes_in_cluster "
+                  "everywhere and run clear_metadata".format(
+                      ", ".join(unknown), "it" if len(unknown) == 1 else "them"))
+    return Decision("waiting: a scheduler may run on {}, so none is started. {} -- {}".format(
+        ", ".join(unknown), reasons, remedy), healthy=False)
 
 
 def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -3891,12 +3950,13 @@ def choose_node(seen: Observation, configuration: Any,
     return min(candidates, key=lambda node: until[node])
 
 
-def start_scheduler(seen: Observation) -> Decision:
+def start_scheduler(seen: Observation, configuration: Any) -> Decision:
     """All other possible nodes have proved that none runs there: shrink the list, then start."""
     record = seen.record
     node = record.possible_nodes[-1]
     proof = "; ".join(map(seen.reason, record.possible_nodes))
-    starts = (record.starts + (StartMade(node, record.clock_s),))[-20:]
+    starts = (record.starts + (StartMade(node, record.clock_s),))[
+        -max(20, configuration.scheduler_restart_budget):]
     change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts},
                           new_move=record.started)
     return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
@@ -3977,6 +4037,7 @@ class FailoverController:
         self._attempt: Optional[Attempt] = None
         self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
         self._cleaned: Set[Tuple[str, Pair]] = set()
+        self._strangers: Set[Tuple[str, int, int]] = set()
         self._was_active = False
         self._home: Optional[str] = None     # where the scheduler was last known to run well
         self._failed_rounds = 0
@@ -3993,7 +4054,12 @@ class FailoverController:
             raise self.fatal
 
     def stop(self, why: str) -> None:
-        """Ask for an orderly stop: the current commands end, the lease is given up."""
+        """Ask for an orderly stop: the current commands end, the lease is given up.
+
+        Called by signals, too, and by a second one while the first is in here: that does nothing.
+        """
+        if self._stop_asked:
+            return
         self._stop_asked = why
         self._world.wake("turn")
 
@@ -4023,7 +4089,8 @@ class FailoverController:
     def turn(self) -> Optional[float]:
         """One turn; returns the seconds until the next one is due, None after an orderly stop."""
         if self._stop_asked:
-            return self._end()
+            self._end()
+            return None
         began = self._world.now()
         again_s = self._turn_of_the_active() if self.lease.active else self._turn_on_standby()
         if again_s is None:
@@ -4048,7 +4115,9 @@ class FailoverController:
     def _turn_on_standby(self) -> Optional[float]:
         self._was_active, self._attempt, self._failed_rounds = False, None, 0
         record = self.lease.record
-        if record is None or not record.holder:
+        if record is None:
+            self._tell("standby: the metadata is not known yet")
+        elif not record.holder:
             self._tell("standby: nobody is active yet")
         else:
             self._tell("standby: {} is active in term {}".format(record.holder, record.term))
@@ -4063,13 +4132,14 @@ class FailoverController:
         if not self.lease.may_act() or seen is None:
             return 0.0
         decision = decide(seen, self._configuration)
-        self._tell(decision.sentence)
+        self._tell(decision.sentence, logging.WARNING if decision.healthy is False else logging.INFO)
         self._count_round(decision, seen)
-        if decision.attempt_over:
-            self._attempt = None
+        attempt = self._attempt
         for action in decision.actions:
             if not self._perform(action, seen):
                 return self._configuration.retry_interval_s
+        if decision.attempt_over and self._attempt is attempt:
+            self._attempt = None
         return decision.again_s
 
     def _welcome(self) -> None:
@@ -4079,28 +4149,41 @@ class FailoverController:
         record = self.lease.record
         self._was_active, self._attempt, self._cleaned = True, None, set()
         self._home = record.active_scheduler_node if record and record.started else None
-        if record and record.term > 1:
+        if record and self.lease.succeeded:
             self.alerts.post(
                 "asfc: {} is the active failover node".format(self._configuration.node_name),
-                self._report("The controller on {} is active now, in term {}.".format(
-                    self._configuration.node_name, record.term)))
+                self._report("The controller on {} was lost. The one on {} is active now, in term "
+                             "{}.".format(self.lease.succeeded, self._configuration.node_name,
+                                          record.term)))
 
     def _observe(self) -> Optional[Observation]:
         """Ask all nodes at the same time; None when the lease was lost meanwhile."""
         configuration, record = self._configuration, self.lease.record
-        if record is None:
+        stamp = self.lease.stamp(record) if record else None
+        if record is None or stamp is None:
             return None
         names = sorted(set(configuration.scheduler_nodes_in_cluster) | set(record.possible_nodes))
         self.lease.expect_work(configuration.query_timeout + self.SLACK_S)
-        reports = self._nodes.query(names, self.lease.stamp())
+        reports = self._nodes.query(names, stamp)
         self._last_check = "\n".join("{}: {}, {}".format(name, reports[name].state,
                                                          reports[name].reason) for name in names)
         self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
+        self._warn_of_other_users(reports)
         now, node = self._world.now(), record.active_scheduler_node
         alive_s = self._follow_process(now, node, reports.get(node or ""))
         return Observation(
             now, record, self.lease.instance, reports, self._attempt, self.health.sign(), alive_s,
             frozenset(name for name, pair in self._cleaned if pair == record.pair))
+
+    def _warn_of_other_users(self, reports: Mapping[str, NodeReport]) -> None:
+        """Name each scheduler of another user once: it is neither counted nor stopped."""
+        for node, report in sorted(reports.items()):
+            for process in report.foreign:
+                if (node, process.pid, process.start) not in self._strangers:
+                    self._strangers.add((node, process.pid, process.start))
+                    self._log.warning(
+                        "a scheduler of another user runs on %s (pid %d, uid %d); it is not counted "
+                        "and not stopped, see scheduler_user", node, process.pid, process.uid)
 
     def _follow_process(self, now: float, node: Optional[str],
                         report: Optional[NodeReport]) -> float:
@@ -4118,14 +4201,16 @@ class FailoverController:
 
     def _perform(self, action: Any, seen: Observation) -> bool:
         """Do one action if the lease still allows it; whether the next one may follow."""
-        if not self.lease.may_act():
-            self._log.warning("not done, my heartbeat is not confirmed any more: %s", action)
+        record = self.lease.record
+        stamp = self.lease.stamp(record) if record and record.term == seen.record.term else None
+        if record is None or stamp is None or not self.lease.may_act():
+            self._log.warning("not done, the lease is not mine any more or not confirmed: %s", action)
             return False
         if isinstance(action, ChangeRecord):
             return self._change_record(action, seen.record)
         if isinstance(action, StartScheduler):
-            return self._start(action)
-        return self._stop(action)
+            return record.possible_nodes == (action.node,) and self._start(action, stamp)
+        return self._stop(action, stamp)
 
     def _change_record(self, action: ChangeRecord, seen: ClusterRecord) -> bool:
         def change(record: ClusterRecord) -> Optional[ClusterRecord]:
@@ -4138,29 +4223,23 @@ class FailoverController:
             self._log.warning("the cluster record could not be written, nothing is done: %s", error)
             return False
 
-    def _start(self, action: StartScheduler) -> bool:
-        record = self.lease.record
-        if record is None or record.possible_nodes != (action.node,):
-            return False  # the rule: only where the confirmed record allows this one node
-        self._attempt = Attempt(action.node, record.pair, self._world.now(),
+    def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
+        self._attempt = Attempt(action.node, stamp.pair, self._world.now(),
                                 self.health.sign().heartbeat)
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
-        report = self._nodes.start(action.node, self.lease.stamp())
+        report = self._nodes.start(action.node, stamp)
         if report.refused:
             self._attempt = self._attempt._replace(refused=True)
-        self._tell_answer("start", record.pair, report)
+        self._tell_answer("start", stamp.pair, report)
         return True
 
-    def _stop(self, action: StopScheduler) -> bool:
-        record = self.lease.record
-        if record is None:
-            return False
+    def _stop(self, action: StopScheduler, stamp: Stamp) -> bool:
         self.lease.expect_work(self._configuration.stop_timeout_s
                                + self._configuration.query_timeout + self.SLACK_S)
-        report = self._nodes.stop(action.node, self.lease.stamp(), action.keep)
-        self._cleaned.add((action.node, record.pair))
-        self._tell_answer("stop", record.pair, report)
+        report = self._nodes.stop(action.node, stamp, action.keep)
+        self._cleaned.add((action.node, stamp.pair))
+        self._tell_answer("stop", stamp.pair, report)
         return report.answered
 
     def _tell_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
@@ -4171,10 +4250,9 @@ class FailoverController:
 
     # -- telling people
 
-    def _tell(self, sentence: str) -> None:
+    def _tell(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
-        level = logging.DEBUG if sentence == self._sentence else logging.INFO
-        self._log.log(level, sentence)
+        self._log.log(logging.DEBUG if sentence == self._sentence else level, sentence)
         self._sentence = sentence
 
     def _count_round(self, decision: Decision, seen: Observation) -> None:
@@ -4512,11 +4590,11 @@ def verb_metadata(world: World, arguments: Any) -> int:
     """
     configuration = load_configuration(world, arguments)
     records = metadata_service(world, configuration).read_all()
-    found = records.get(ClusterRecord.NAME)
+    found = records.get(CLUSTER)
     record = ClusterRecord.from_text(found.value) if found else None
     now = world.utc_text()
     if arguments.json:
-        fields = collections.OrderedDict([
+        fields: Dict[str, Any] = collections.OrderedDict([
             ("active_failover_node", record.holder or None if record else None),
             ("active_scheduler_node", record.active_scheduler_node if record else None),
             ("last_failover_heartbeat", record.heartbeat_at or None if record else None),
@@ -4557,7 +4635,7 @@ def verb_clear_metadata(world: World, arguments: Any) -> int:
     """
     configuration = load_configuration(world, arguments)
     metadata = metadata_service(world, configuration)
-    found = metadata.read_all().get(ClusterRecord.NAME)
+    found = metadata.read_all().get(CLUSTER)
     record = ClusterRecord.from_text(found.value) if found else None
     if record and record.holder and not arguments.force:
         raise RefusedError(
@@ -4648,7 +4726,7 @@ class LogContext(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         cluster = self.lease.record if self.lease else None
-        record.node, record.term = self.node, cluster.term if cluster else "-"  # type: ignore
+        record.node, record.term = self.node, cluster.term if cluster else "-"
         return True
 
     @classmethod

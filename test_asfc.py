@@ -1,0 +1,6251 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of asfc. `python3 test_asfc.py` runs all that this machine can; it says what it skipped."""
+import argparse
+import atexit
+import collections
+import contextlib
+import ctypes
+import email
+import functools
+import heapq
+import itertools
+import json
+import logging
+import os
+import queue
+import random
+import re
+import resource
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import types
+import unittest
+import uuid
+
+import asfc
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def require(what, present):
+    """Skip the test for want of something; in the full tier (ASFC_NO_SKIPS=1) that is a failure.
+
+    With ASFC_PLAIN=1, in the plain tier, whatever needs more than Python is skipped.
+    """
+    if os.environ.get("ASFC_PLAIN"):
+        raise unittest.SkipTest("the plain tier does without " + what)
+    if not present:
+        if os.environ.get("ASFC_NO_SKIPS"):
+            raise AssertionError("the full tier needs " + what)
+        raise unittest.SkipTest("needs " + what)
+
+
+def wait_until(condition, timeout_s, what):
+    """Wait until condition() is true and return its value; fail with `what` after the time limit."""
+    end = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError("not within {} s: {}".format(timeout_s, what() if callable(what) else what))
+        time.sleep(0.02)
+
+
+###############################################################################
+# Database servers that the tests start themselves ############################
+###############################################################################
+
+
+def free_port(address="127.0.0.1"):
+    """A TCP port that nobody listens on at this moment."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with contextlib.closing(socket.socket(family)) as probe:
+        probe.bind((address, 0))
+        return probe.getsockname()[1]
+
+
+def find_program(*names):
+    """The full path of the first program that is installed, also where only root's PATH looks."""
+    places = [os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]
+    versions = filter(str.isdigit, os.listdir("/usr/lib/postgresql")
+                      if os.path.isdir("/usr/lib/postgresql") else [])
+    places += ["/usr/lib/postgresql/{}/bin".format(version)
+               for version in sorted(versions, key=int, reverse=True)]
+    return next((path for path in (shutil.which(name, path=os.pathsep.join(places))
+                                   for name in names) if path), None)
+
+
+def become(user):
+    """A function for preexec_fn that gives up root for a user; None where we aren't root."""
+    if os.geteuid() != 0:
+        return None
+    import pwd
+    entry = pwd.getpwnam(user)
+
+    def give_up_root():
+        os.setgroups([])
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    return give_up_root
+
+
+class DatabaseServer:
+    """A real server in a temporary directory, on a port and a socket of its own.
+
+    `address` is where it listens; `remote_hosts` says from where its user may come. It is ended by
+    its process id, at the latest when Python exits, and its directory is removed.
+    """
+    USER, PASSWORD = "airflow", "p@ss w%rd:/'\"\\x"
+    SYSTEM_USER = SCHEME = ""
+
+    def __init__(self, address="127.0.0.1", remote_hosts=("127.0.0.1",), options=()):
+        self.address, self.remote_hosts, self.options = address, tuple(remote_hosts), tuple(options)
+        self.port = self.process = self.directory = self.url = None
+
+    # -- what a kind of server brings
+
+    @classmethod
+    def present(cls):
+        """Whether this machine has its programs (and the system user that root starts it as)."""
+        raise NotImplementedError
+
+    def make_data(self):
+        raise NotImplementedError
+
+    def arguments(self):
+        raise NotImplementedError
+
+    def grant(self):
+        """Make the user that `url` names, for the hosts it may come from."""
+        raise NotImplementedError
+
+    def client_arguments(self, database):
+        """The client as the server's own administrator, through the socket."""
+        raise NotImplementedError
+
+    # -- what all do
+
+    def start(self):
+        """Start it, for the first time or after stop() or kill(), and wait until it answers."""
+        first = self.directory is None
+        if first:
+            self.directory = tempfile.mkdtemp(prefix="asfc-db-", dir="/tmp")
+            owner = os.getpid()
+            import atexit
+            atexit.register(lambda: os.getpid() == owner and self.remove())
+            if become(self.SYSTEM_USER):
+                shutil.chown(self.directory, self.SYSTEM_USER)
+            self.make_data()
+            self.port = free_port(self.address)
+        with open(os.path.join(self.directory, "server.log"), "ab") as log:
+            self.process = subprocess.Popen(
+                self.arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                cwd=self.directory, preexec_fn=become(self.SYSTEM_USER))
+        wait_until(lambda: self.answers(), 60, lambda: "the server answers:\n" + self.log_text())
+        if first:
+            self.grant()
+        return self
+
+    def answers(self):
+        if self.process.poll() is not None:
+            raise AssertionError("the server ended:\n" + self.log_text())
+        return subprocess.run(self.client_arguments(""), input=b"SELECT 1;\n",
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE).returncode == 0
+
+    def log_text(self):
+        with open(os.path.join(self.directory, "server.log"), errors="replace") as log:
+            return log.read()[-2000:]
+
+    def processes(self):
+        """The ids of the server and of its children."""
+        if self.process is None or self.process.poll() is not None:
+            return []
+        found = [self.process.pid]
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                with open("/proc/{}/stat".format(name)) as file:
+                    if int(file.read().rpartition(")")[2].split()[1]) == self.process.pid:
+                        found.append(int(name))
+        return found
+
+    def _signal(self, number):
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def freeze(self):
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self._signal(signal.SIGCONT)
+
+    def kill(self):
+        """As a power failure would end it."""
+        self._signal(signal.SIGKILL)
+        if self.process:
+            self.process.wait()
+
+    def stop(self):
+        """In good order; what doesn't go is killed."""
+        if self.process and self.process.poll() is None:
+            self.thaw()
+            self.process.send_signal(signal.SIGTERM if self.SCHEME == "mysql" else signal.SIGINT)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def remove(self):
+        """End it and take its directory away."""
+        self.kill()
+        if self.directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        self.directory = None
+
+    def sql(self, text, database=""):
+        """Run statements as the administrator; returns what they print."""
+        done = subprocess.run(self.client_arguments(database), input=text.encode("utf-8"),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise AssertionError(done.stderr.decode("utf-8", "replace"))
+        return done.stdout.decode("utf-8").strip()
+
+    @contextlib.contextmanager
+    def session(self, text, database):
+        """Keep a session open in which the statements have been run."""
+        client = subprocess.Popen(self.client_arguments(database), stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE)
+        try:
+            client.stdin.write((text + ";\nSELECT 'ready';\n").encode("utf-8"))
+            client.stdin.flush()
+            while b"ready" not in client.stdout.readline():
+                if client.poll() is not None:
+                    raise AssertionError("the session ended")
+            yield
+        finally:
+            client.kill()
+            client.wait()
+            client.stdin.close()
+            client.stdout.close()
+
+    def url_for(self, database, driver="", user=None, password=None):
+        from urllib.parse import quote
+        return "{}{}://{}:{}@{}:{}/{}".format(
+            self.SCHEME, driver, user or self.USER, quote(password or self.PASSWORD, safe=""),
+            "[{}]".format(self.address) if ":" in self.address else self.address, self.port,
+            database)
+
+    def create_database(self, name):
+        """Make an empty database that the user may use; returns its URL, kept as `url` as well."""
+        raise NotImplementedError
+
+    def set_read_only(self, on):
+        raise NotImplementedError
+
+
+class MariaDbServer(DatabaseServer):
+    SYSTEM_USER, SCHEME = "mysql", "mysql"
+
+    @classmethod
+    def present(cls):
+        return all([find_program("mariadbd", "mysqld"), find_program("mariadb-install-db"),
+                    find_program("mysql", "mariadb")])
+
+    def make_data(self):
+        command = [find_program("mariadb-install-db"), "--no-defaults", "--skip-test-db",
+                   "--auth-root-authentication-method=normal",
+                   "--datadir=" + self.directory + "/data"]
+        if become(self.SYSTEM_USER):
+            command.append("--user=" + self.SYSTEM_USER)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def arguments(self):
+        return [find_program("mariadbd", "mysqld"), "--no-defaults",
+                "--datadir=" + self.directory + "/data", "--socket=" + self.directory + "/sock",
+                "--pid-file=" + self.directory + "/pid", "--bind-address=" + self.address,
+                "--port={}".format(self.port), "--skip-name-resolve",
+                "--innodb-buffer-pool-size=24M", "--innodb-log-file-size=8M"] + list(self.options)
+
+    def client_arguments(self, database):
+        return [find_program("mysql", "mariadb"), "--no-defaults", "-N", "-B", "-n", "--user=root",
+                "--socket=" + self.directory + "/sock", "--connect-timeout=5",
+                "--default-character-set=utf8mb4", database]
+
+    def grant(self):
+        quoted = self.PASSWORD.replace("\\", "\\\\").replace("'", "\\'")
+        self.sql("".join("CREATE USER '{}'@'{}' IDENTIFIED BY '{}';".format(self.USER, host, quoted)
+                         for host in self.remote_hosts))
+
+    def create_database(self, name):
+        self.sql("CREATE DATABASE {};".format(name) + "".join(
+            "GRANT ALL ON {}.* TO '{}'@'{}';".format(name, self.USER, host)
+            for host in self.remote_hosts))
+        self.url = self.url_for(name)
+        return self.url
+
+    def set_read_only(self, on):
+        self.sql("SET GLOBAL read_only = {}".format(int(on)))
+
+
+class PostgreSqlServer(DatabaseServer):
+    SYSTEM_USER, SCHEME = "postgres", "postgresql"
+
+    @classmethod
+    def present(cls):
+        return all([find_program("postgres"), find_program("initdb"), shutil.which("psql")])
+
+    def make_data(self):
+        subprocess.run([find_program("initdb"), "-D", self.directory + "/data", "-U", "postgres",
+                        "-E", "UTF8", "--locale=C", "--auth-local=trust", "--no-sync"], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self.directory,
+                       preexec_fn=become(self.SYSTEM_USER))
+        with open(self.directory + "/data/pg_hba.conf", "w") as file:
+            file.write("local all postgres trust\n" + "".join(
+                "host all all {} scram-sha-256\n".format(
+                    host if "/" in host else host + ("/128" if ":" in host else "/32"))
+                for host in self.remote_hosts))
+
+    def arguments(self):
+        return [find_program("postgres"), "-D", self.directory + "/data", "-k", self.directory,
+                "-h", self.address, "-p", str(self.port), "-c", "shared_buffers=16MB"
+                ] + list(self.options)
+
+    def client_arguments(self, database):
+        return [shutil.which("psql"), "-X", "-q", "-A", "-t", "-w", "-v", "ON_ERROR_STOP=1",
+                "-h", self.directory, "-p", str(self.port), "-U", "postgres",
+                "-d", database or "postgres"]
+
+    def grant(self):
+        self.sql("CREATE USER {} PASSWORD E'{}';".format(
+            self.USER, self.PASSWORD.replace("\\", "\\\\").replace("'", "\\'")))
+
+    def create_database(self, name):
+        self.sql("CREATE DATABASE {} OWNER {};".format(name, self.USER))
+        self.url = self.url_for(name)
+        return self.url
+
+    def set_read_only(self, on):
+        value = "on" if on else "off"
+        self.sql("ALTER SYSTEM SET default_transaction_read_only = {};".format(value))
+        self.sql("SELECT pg_reload_conf();")
+        wait_until(lambda: self.sql("SHOW default_transaction_read_only;") == value,
+                   10, "the server has read its settings")
+
+    def set_replica(self, on):
+        """Restart it as a hot standby without a primary, or as a primary again."""
+        path = self.directory + "/data/standby.signal"
+        self.stop()
+        if on:
+            with open(path, "w"):
+                pass
+        else:
+            os.unlink(path)
+        self.start()
+
+
+_SHARED_SERVERS = {}
+
+
+def shared_server(kind):
+    """The one server of a kind that all test classes use, each with databases of its own."""
+    require("the programs of a " + kind.__name__, kind.present())
+    if kind not in _SHARED_SERVERS:
+        _SHARED_SERVERS[kind] = kind().start()
+    return _SHARED_SERVERS[kind]
+
+
+###############################################################################
+# Stand-ins ###################################################################
+###############################################################################
+
+
+def write_program(path, text):
+    """Write a program that can be run; returns its path."""
+    with open(path, "w") as file:
+        file.write(textwrap.dedent(text).lstrip())
+    os.chmod(path, 0o755)
+    return path
+
+
+def write_ps(path, marker):
+    """Write a `ps` that shows pid 1, whoever asks and those above it, and what has marker in its
+    arguments: what asks through it sees, and signals, only processes that a test or demo started.
+    """
+    return write_program(path, """
+        #!/bin/sh
+        {ps} "$@" | awk -v asker=$$ -v marker={marker} '
+            {{ parent[$1] = $2; line[++lines] = $0; pid[lines] = $1 }}
+            END {{
+                for (p = asker; (p in parent) && !(p in shown); p = parent[p]) shown[p] = 1
+                shown[1] = 1
+                for (i = 1; i <= lines; i++)
+                    if ((pid[i] in shown) || index(line[i], marker)) print line[i]
+            }}'
+        """.format(ps=shutil.which("ps"), marker=shlex.quote(marker)))
+
+
+class SchedulerStandIn:
+    """A program called airflow whose `scheduler` is a process like Airflow's own.
+
+    Written into a directory that is to stand first in PATH. Its options are those of the next
+    start: seconds until it becomes a scheduler, forks with the same arguments, whether it has a
+    helper in a group of its own and a task in a session of its own, whether it ignores SIGTERM,
+    whether it ends at once with an error. It writes a line into `schedulers.log` when it starts.
+    """
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.log = os.path.join(directory, "schedulers.log")
+        self.behave()
+
+    def behave(self, delay_s=0, forks=0, helper=False, task=False, ignore_term=False, crash=False):
+        """Write the program anew with these options."""
+        write_program(os.path.join(self.directory, "airflow"), """
+            #!{python}
+            import os, signal, subprocess, sys, time
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if {ignore_term} else signal.SIG_DFL)
+            time.sleep({delay_s})
+            with open({log!r}, "a") as log:
+                log.write("%d\\n" % os.getpid())
+            if {crash}:
+                sys.exit("the scheduler crashes, as it was told to")
+            def other(name, **options):
+                subprocess.Popen([name + " " + {directory!r}, "1000"], executable={sleep!r}, **options)
+            if {helper}:
+                other("airflow scheduler -- DagFileProcessorManager", preexec_fn=os.setpgrp)
+            if {task}:
+                other("airflow task", start_new_session=True)
+            for _ in range({forks}):
+                if not os.fork():
+                    break
+            while True:
+                time.sleep(1000)
+            """.format(python=sys.executable, sleep=shutil.which("sleep"), log=self.log,
+                       directory=self.directory, delay_s=delay_s, forks=forks, helper=helper,
+                       task=task, ignore_term=ignore_term, crash=crash))
+
+    def started(self):
+        """The process ids of all that ever started here."""
+        if not os.path.exists(self.log):
+            return []
+        with open(self.log) as file:
+            return [int(line) for line in file]
+
+
+def processes_with(marker):
+    """(pid, arguments) of all living processes with the marker in their arguments."""
+    listing = subprocess.Popen(["ps", "-A", "-ww", "-o", "pid=,stat=,args="], stdout=subprocess.PIPE,
+                               env=dict(os.environ, PATH="/usr/bin:/bin"))
+    found = []
+    for line in listing.communicate()[0].decode("utf-8", "replace").splitlines():
+        pid, state, arguments = (line.split(None, 2) + ["", ""])[:3]
+        if marker in arguments and state[0] not in "ZX" and int(pid) not in (listing.pid, os.getpid()):
+            found.append((int(pid), arguments))
+    return found
+
+
+def end_processes_with(marker):
+    """End every process that carries the marker, a directory that only this test has."""
+    assert len(marker) > 8 and os.path.basename(marker).startswith("asfc-")
+    for _ in range(100):
+        living = processes_with(marker)
+        if not living:
+            return
+        for pid, _ in living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+class NodeConfiguration:
+    """What Nodes asks of a Configuration, with short times for tests."""
+    node_name = "a"
+    scheduler_user = ssh_options = ""
+    airflow_scheduler_start_command = airflow_scheduler_stop_command = ""
+    airflow_scheduler_status_command = airflow_virtualenv = airflow_home = ""
+    airflow_home_is_explicit = False
+    query_timeout, scheduler_start_timeout, scheduler_stop_wait_time = 5.0, 20.0, 1.0
+    stop_timeout_s = 15.0
+    ssh_command = "ssh"
+
+    def __init__(self, directory):
+        self.state_dir = os.path.join(directory, "state")
+        self.airflow_scheduler_log_file = os.path.join(directory, "logs", "scheduler.logs")
+
+
+class NodeWorld(asfc.World):
+    """A world whose commands get variables of their own."""
+
+    def __init__(self, environment):
+        super().__init__()
+        self.variables = environment
+
+    def environment(self):
+        return dict(os.environ, **self.variables)
+
+    def run(self, commands):
+        return super().run([command._replace(environment=self.variables) for command in commands])
+
+
+class NodeSandbox:
+    """A node on this machine: a directory with a home, a state directory and stand-ins for ps, airflow
+    and ssh; `shell` runs the node's script. Ends all that was started in it with `close`.
+    """
+
+    def __init__(self, shell="dash", login_shell="/bin/sh"):
+        self.directory = tempfile.mkdtemp(prefix="asfc-")
+        self.bin = self.path("bin")
+        os.mkdir(self.bin)
+        write_ps(os.path.join(self.bin, "ps"), self.directory)
+        os.symlink(shutil.which(shell), os.path.join(self.bin, "sh"))
+        self.scheduler = SchedulerStandIn(self.bin)
+        self.configuration = NodeConfiguration(self.directory)
+        self.world = NodeWorld({"PATH": self.bin + ":" + os.environ["PATH"], "SHELL": login_shell,
+                                "HOME": self.directory})
+        self.nodes = asfc.Nodes(self.world, self.configuration)
+
+    def path(self, *names):
+        return os.path.join(self.directory, *names)
+
+    def write(self, name, text):
+        """Write a file below the directory; returns its path."""
+        path = self.path(name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            file.write(text)
+        return path
+
+    def read(self, name):
+        with open(self.path(name)) as file:
+            return file.read()
+
+    def close(self):
+        end_processes_with(self.directory)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+###############################################################################
+# The door to the world #######################################################
+###############################################################################
+
+
+class DoorTest(unittest.TestCase):
+    def setUp(self):
+        self.world = asfc.World()
+        self.directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def test_a_command_gets_its_input_and_gives_its_output_and_status(self):
+        text = "x" * 300000
+        command = asfc.Command(("sh", "-c", "cat; echo oops >&2; exit 3"), 20, stdin=text)
+        result = self.world.run([command])[0]
+        self.assertEqual(result, asfc.CommandResult(3, text, "oops\n"))
+
+    def test_commands_run_at_the_same_time_and_a_late_one_is_killed_with_its_children(self):
+        pids = os.path.join(self.directory, "pids")
+        late = "sleep 600 & echo $! > {}; wait".format(pids)
+        began = time.monotonic()
+        results = self.world.run([asfc.Command(("sh", "-c", late), 0.5),
+                                  asfc.Command(("sh", "-c", "sleep 0.4; echo a"), 20),
+                                  asfc.Command(("sh", "-c", "sleep 0.4; echo b"), 20),
+                                  asfc.Command(("no-such-program",), 20)])
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual((results[0].status, results[0].problem), (None, "no answer within 0.5 s"))
+        self.assertEqual([result.stdout for result in results[1:3]], ["a\n", "b\n"])
+        self.assertIn("no-such-program: No such file", results[3].problem)
+        with open(pids) as file:
+            pid = int(file.read())
+        wait_until(lambda: not lives(pid), 10, "the killed command's child is gone")
+
+    def test_a_child_that_keeps_the_pipes_open_does_not_hold_the_answer_back(self):
+        began = time.monotonic()
+        result = self.world.run([asfc.Command(("sh", "-c", "sleep 3 & echo done"), 20)])[0]
+        self.assertEqual(result.stdout, "done\n")
+        self.assertLess(time.monotonic() - began, 2.5)
+
+    def test_a_file_is_replaced_as_a_whole_and_keeps_its_mode(self):
+        path = os.path.join(self.directory, "file")
+        self.assertIsNone(self.world.read_text(path))
+        self.world.write_text(path, "one")
+        self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o600)
+        os.chmod(path, 0o640)
+        self.world.write_text(path, "two")
+        self.assertEqual((self.world.read_text(path), stat.S_IMODE(os.stat(path).st_mode)),
+                         ("two", 0o640))
+        self.assertEqual(os.listdir(self.directory), ["file"])
+
+    def test_a_lock_is_held_by_one_process_and_goes_with_it_and_children_do_not_inherit_it(self):
+        path = os.path.join(self.directory, "lock")
+        code = ("import asfc, subprocess, sys\nw = asfc.World()\nprint(w.hold_lock({0!r}, 'first'))\n"
+                "child = subprocess.Popen(['sleep', '600'], stdin=subprocess.DEVNULL)\n"
+                "print(child.pid)\nsys.stdout.flush()\nsys.stdin.read()\n").format(path)
+        holder = subprocess.Popen([sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, universal_newlines=True)
+        self.addCleanup(holder.stdout.close)
+        self.addCleanup(holder.stdin.close)
+        self.assertEqual(holder.stdout.readline(), "first\n")
+        sleeper = int(holder.stdout.readline())
+        self.addCleanup(os.kill, sleeper, signal.SIGKILL)
+        self.assertIsNone(self.world.hold_lock(path, "second"))
+        holder.kill()
+        holder.wait()
+        self.assertTrue(lives(sleeper))
+        self.assertEqual(self.world.hold_lock(path, "second"), "first")
+
+    def test_the_clock_is_the_one_that_goes_on_in_a_suspend(self):
+        with open("/proc/uptime") as file:
+            uptime = float(file.read().split()[0])
+        self.assertAlmostEqual(time.clock_gettime(asfc.World.CLOCK), uptime, delta=3)
+        self.assertEqual(asfc.World.CLOCK, 7)
+
+    def test_loops_call_their_steps_until_they_end_and_are_woken(self):
+        calls = []
+
+        def waiting():
+            calls.append("waiting")
+            return 600 if calls.count("waiting") == 1 else None
+
+        def waking():
+            calls.append("waking")
+            if calls.count("waiting"):
+                self.world.wake("waiting")
+            return 0.01 if calls.count("waiting") < 2 else None
+
+        self.world.run_loops({"waiting": waiting, "waking": waking})
+        self.assertEqual(calls.count("waiting"), 2)
+
+    def test_a_page_is_fetched_whatever_its_status_and_one_that_hangs_is_an_error_in_time(self):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(5)
+            url = "http://127.0.0.1:{}/health".format(listener.getsockname()[1])
+            answers = [b"200 OK", b"404 Not Found", None]
+
+            def serve():
+                for answer in answers:
+                    connection, _ = listener.accept()
+                    self.addCleanup(connection.close)
+                    connection.recv(65536)
+                    if answer:
+                        connection.sendall(b"HTTP/1.1 " + answer + b"\r\nContent-Length: 2\r\n"
+                                           b"Connection: close\r\n\r\n{}")
+            threading.Thread(target=serve, daemon=True).start()
+            self.assertEqual(self.world.http_get(url, 5), (200, "{}"))
+            self.assertEqual(self.world.http_get(url, 5), (404, "{}"))
+            with self.assertRaises(OSError):
+                self.world.http_get(url, 0.3)
+        with self.assertRaises(OSError):
+            self.world.http_get(url, 5)
+
+
+def lives(pid):
+    """Whether a process exists and is not a zombie."""
+    try:
+        with open("/proc/{}/stat".format(pid)) as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+###############################################################################
+# Configuration ###############################################################
+###############################################################################
+
+CFG = "/srv/airflow/airflow.cfg"
+SECRET = "s3cret-pa55"
+OLD_STOP = "for pid in `ps -ef | grep \"airflow scheduler\" | awk '{print $2}'` %s do kill -9 $pid %s done"
+OLD_START = "export AIRFLOW_HOME=%s;%s;nohup airflow scheduler >> ~/airflow/logs/scheduler.logs &"
+MOUNTS = """\
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:40 / /home rw,relatime shared:7 - nfs4 files:/home rw,vers=4.2
+31 30 8:2 / /home/local rw,relatime - xfs /dev/sdb1 rw
+32 22 0:41 / /mnt/two\\040words rw - fuse.sshfs far:/x rw
+33 22 0:42 / /mnt/twice rw - nfs files:/x rw
+34 22 0:43 / /mnt/twice rw - tmpfs tmpfs rw
+not a mount
+"""
+
+
+class FilesInMemory(asfc.World):
+    """A world with files, an environment and a host name of its own; commands really run."""
+
+    def __init__(self, files, environment=None, host="a"):
+        super().__init__()
+        self.files = dict(files)
+        self.variables = dict({"AIRFLOW_HOME": "/srv/airflow", "HOME": "/home/me"},
+                              **(environment or {}))
+        self.host = host
+        self.written = []
+
+    def environment(self):
+        return self.variables
+
+    def host_name(self):
+        return self.host
+
+    def read_text(self, path):
+        found = self.files.get(path)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    def write_text(self, path, text):
+        self.written.append(path)
+        self.files[path] = text
+
+
+def configured(section="", airflow="", environment=None, host="a", need_own_name=False, **more):
+    """Load a configuration of these lines in our section, after `airflow`, the other sections."""
+    text = airflow + "\n[scheduler_failover]\n" + section + "\n"
+    world = FilesInMemory({CFG: text, "/proc/self/mountinfo": MOUNTS}, environment, host)
+    return asfc.Configuration.load(world, need_own_name=need_own_name, **more)
+
+
+def own(text):
+    return "[scheduler_failover]\n" + text + "\n"
+
+
+# What is broken: the file's text, more arguments, and words that the message must have.
+URL = "sql_alchemy_conn = "
+KEY = "[scheduler_failover] "
+NODES = "scheduler_nodes_in_cluster"
+BROKEN = [
+    ("no file", None, {}, [CFG, "no such file", "--config", "AIRFLOW_CONFIG"]),
+    ("a directory", IsADirectoryError(21, "Is a directory"), {}, [CFG, "Is a directory", "must be"]),
+    ("unreadable", PermissionError(13, "Permission denied"), {}, [CFG, "Permission denied", "may read"]),
+    ("not UTF-8", own("# ok\n# \udce9t\udce9"), {}, [CFG, "line 3", "UTF-8"]),
+    ("a zero byte", own("state_dir = /x\0y"), {}, [CFG, "line 2", "UTF-8"]),
+    ("empty file", "", {}, ["[scheduler_failover]", "asfc.py init"]),
+    ("section missing", "[core]\nx = 1\n", {}, ["no section [scheduler_failover]", "asfc.py init"]),
+    ("section misspelt", "[Scheduler-Failover]\nx = 1\n", {}, ["something like it", "init"]),
+    ("section twice", own("") + own(""), {}, ["line 3", "[scheduler_failover]", "second time"]),
+    ("key twice", own("poll_frequency = 5\npoll_frequency = 6"), {},
+     ["line 3", KEY + "poll_frequency", "second time", "remove"]),
+    ("a line before sections", SECRET + " = 1\n" + own(""), {}, ["line 1", "before the first", "remove"]),
+    ("two garbage lines", own(SECRET + "\npoll_frequency = 1\nmore " + SECRET), {},
+     ["line 2, 4", "key = value", "correct"]),
+    ("poll not a number", own("poll_frequency = often"), {},
+     [CFG, KEY + "poll_frequency = 'often'", "seconds from 1 to 3600"]),
+    ("poll with a comment behind", own("poll_frequency = 10 # s"), {},
+     [KEY + "poll_frequency", "a line of its own"]),
+    ("poll too short", own("poll_frequency = 0.5"), {}, [KEY + "poll_frequency = '0.5'", "from 1"]),
+    ("poll empty", own("poll_frequency ="), {}, [KEY + "poll_frequency = ''", "from 1"]),
+    ("poll nan", own("poll_frequency = nan"), {}, [KEY + "poll_frequency = 'nan'", "from 1"]),
+    ("poll wrong by environment", own(""), {"environment": {
+        "AIRFLOW__SCHEDULER_FAILOVER__POLL_FREQUENCY": "x"}},
+     ["environment variable AIRFLOW__SCHEDULER_FAILOVER__POLL_FREQUENCY", KEY + "poll_frequency = 'x'"]),
+    ("heartbeat too short for its work", own("heartbeat_timeout = 5"), {},
+     [KEY + "heartbeat_timeout = '5'", "3.33 s", "= 4 s", "7.5 s"]),
+    ("no nodes", own(NODES + " ="), {}, [KEY + NODES + " = ''", "separated by commas"]),
+    ("only commas", own(NODES + " = , ,"), {}, [KEY + NODES, "separated by commas"]),
+    ("a node like an option", own(NODES + " = a, -oProxyCommand=x"), {}, [KEY + NODES, "host names"]),
+    ("a node with a user", own(NODES + " = me@a"), {}, [KEY + NODES, "host names"]),
+    ("a node with shell text", own(NODES + " = a, $(reboot)"), {}, [KEY + NODES, "host names"]),
+    ("a node like no IPv6 address", own(NODES + " = a, fe80::1::2"), {}, [KEY + NODES, "IP addresses"]),
+    ("localhost beside others", own(NODES + " = localhost, b"), {},
+     [KEY + NODES + " = 'localhost, b'", "beside other nodes", "get_current_host"]),
+    ("own name not in the list", own(NODES + " = b, c\nstate_dir = /x"), {"need_own_name": True},
+     [KEY + NODES + " = 'b, c'", "'a' is not in it", "get_current_host", "node_name"]),
+    ("node_name not in the list", own(NODES + " = b, c\nnode_name = d\nstate_dir = /x"), {"need_own_name": True},
+     [KEY + NODES, "'d' is not in it", "`get_current_host` prints 'a'", "node_name"]),
+    ("node_name no host name", own("node_name = a b"), {}, [KEY + "node_name = 'a b'", "host name"]),
+    ("host name not usable", own(""), {"host": "-a"}, [KEY + "node_name", "'-a'", "set node_name"]),
+    ("unknown metadata service", own("metadata_service_type = Redis"), {},
+     [KEY + "metadata_service_type = 'Redis'", "SQLMetadataService, ZookeeperMetadataService"]),
+    ("bad ZooKeeper servers", own("metadata_service_zookeeper_nodes = a;b"), {},
+     [KEY + "metadata_service_zookeeper_nodes", "host:port"]),
+    ("unknown level", own("logging_level = LOUD"), {}, [KEY + "logging_level = 'LOUD'", "DEBUG"]),
+    ("unknown rotation", own("logs_rotate_when = W7"), {}, [KEY + "logs_rotate_when = 'W7'", "W6"]),
+    ("negative backups", own("logs_rotate_backup_count = -1"), {}, [KEY + "logs_rotate_backup_count", "from 0"]),
+    ("log file is a path", own("logging_file_name = a/b"), {}, [KEY + "logging_file_name = 'a/b'", "without /"]),
+    ("log directory is relative", own("logging_dir = logs"), {}, [KEY + "logging_dir = 'logs'", "begins with"]),
+    ("retries not whole", own("retry_count_before_alerting = 1.5"), {},
+     [KEY + "retry_count_before_alerting = '1.5'", "a whole number from 1"]),
+    ("no retries", own("retry_count_before_alerting = 0"), {}, [KEY + "retry_count_before_alerting", "from 1"]),
+    ("mail address", own("alert_to_email = Me <me@x.org>"), {}, [KEY + "alert_to_email", "mail addresses"]),
+    ("empty subject", own("alert_email_subject ="), {}, [KEY + "alert_email_subject", "a text"]),
+    ("state_dir relative", own("state_dir = asfc"), {}, [KEY + "state_dir = 'asfc'", "begins with / or ~/"]),
+    ("state_dir of another user", own("state_dir = ~bob/x"), {}, [KEY + "state_dir = '~bob/x'", "begins with"]),
+    ("state_dir on NFS", own("state_dir = /home/x"), {"need_own_name": True},
+     [KEY + "state_dir = '/home/x'", "nfs4", "local"]),
+    ("ssh command without its quote", own("ssh_command = ssh -o 'x"), {}, [KEY + "ssh_command", "paired quotes"]),
+    ("ssh command empty", own("ssh_command ="), {}, [KEY + "ssh_command = ''", "shell words"]),
+    ("ssh options without a quote", own("ssh_options = \"-v"), {}, [KEY + "ssh_options", "paired quotes"]),
+    ("mail password of two lines", own("smtp_password = " + SECRET + "\n  more"), {},
+     [KEY + "smtp_password = (not shown)", "one line of text"]),
+    ("user like an option", own("scheduler_user = -x"), {}, [KEY + "scheduler_user = '-x'", "a user name"]),
+    ("virtualenv relative", own("airflow_virtualenv = venv/bin/activate"), {},
+     [KEY + "airflow_virtualenv", "begins with / or ~/"]),
+    ("--venv relative", own(""), {"overrides": {"airflow_virtualenv": "v"}},
+     ["command line", KEY + "airflow_virtualenv = 'v'", "begins with"]),
+    ("neither yes nor no", own("health_page_verify_tls = maybe"), {},
+     [KEY + "health_page_verify_tls = 'maybe'", "True or False"]),
+    ("query limit too long", own("query_timeout = 600"), {}, [KEY + "query_timeout = '600'", "0.5 to 60"]),
+    ("infinite sleep", own("scheduler_restart_sleep_time = inf"), {},
+     [KEY + "scheduler_restart_sleep_time = 'inf'", "3600"]),
+    ("URL is none", "[core]\n" + URL + SECRET + "\n" + own(""), {}, ["[core] sql_alchemy_conn", "must be the URL"]),
+    ("a bare % in the URL", "[database]\n" + URL + "mysql://u:" + SECRET + "%40@h/d\n" + own(""), {},
+     ["[database] sql_alchemy_conn", "written as %%"]),
+    ("URL's command fails", "[core]\nsql_alchemy_conn_cmd = sh -c 'echo " + SECRET + "; exit 3'\n" + own(""), {},
+     ["[core] sql_alchemy_conn_cmd", "exit status 3", "prints the value"]),
+    ("URL's command is not there", "[core]\nsql_alchemy_conn_cmd = /no/" + SECRET + "\n" + own(""), {},
+     ["[core] sql_alchemy_conn_cmd", "no such program"]),
+    ("URL's command has a lone quote", "[core]\nsql_alchemy_conn_cmd = echo '" + SECRET + "\n" + own(""), {},
+     ["[core] sql_alchemy_conn_cmd", "quotes"]),
+    ("URL's command is silent", "[core]\nsql_alchemy_conn_cmd = true\n" + own(""), {},
+     ["[core] sql_alchemy_conn_cmd", "printed nothing"]),
+    ("URL wrong by environment", own(""), {"environment": {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": SECRET}},
+     ["environment variable AIRFLOW__CORE__SQL_ALCHEMY_CONN", "[core] sql_alchemy_conn", "the URL"]),
+    ("URL in a secrets backend", "[database]\nsql_alchemy_conn_secret = " + SECRET + "\n" + own(""), {},
+     ["[database] sql_alchemy_conn_secret", "secrets backend", "sql_alchemy_conn_cmd"]),
+    ("mail port", "[smtp]\nsmtp_port = smtp\n" + own(""), {}, ["[smtp] smtp_port = 'smtp'", "1 to 65535"]),
+    ("mail TLS", "[smtp]\nsmtp_starttls = perhaps\n" + own(""), {}, ["[smtp] smtp_starttls", "True or False"]),
+    ("mail host", "[smtp]\nsmtp_host = -x\n" + own(""), {}, ["[smtp] smtp_host = '-x'", "a host name"]),
+    ("mail password's %", "[smtp]\nsmtp_password = %" + SECRET + "\n" + own(""), {},
+     ["[smtp] smtp_password", "written as %%"]),
+    ("health threshold", "[scheduler]\nscheduler_health_check_threshold = soon\n" + own(""), {},
+     ["[scheduler] scheduler_health_check_threshold = 'soon'", "seconds"]),
+]
+
+
+class BrokenConfigurations(unittest.TestCase):
+    def load(self, text, environment=None, host="a", **more):
+        files = {"/proc/self/mountinfo": MOUNTS}
+        if text is not None:
+            files[CFG] = text
+        self.world = FilesInMemory(files, environment, host)
+        return asfc.Configuration.load(self.world, **more)
+
+    def test_each_of_many_broken_configurations_is_named_with_its_remedy(self):
+        self.assertGreaterEqual(len(BROKEN), 40)
+        for name, text, more, words in BROKEN:
+            with self.subTest(name):
+                with self.assertRaises(asfc.ConfigurationError) as caught:
+                    self.load(text, **more)
+                message = str(caught.exception)
+                self.assertEqual(caught.exception.exit_status, 78)
+                for word in words:
+                    self.assertIn(word, message)
+                self.assertEqual(len(message.splitlines()), 1, message)
+                self.assertNotIn(SECRET, message)
+                self.assertEqual(self.world.written, [])
+
+    def test_three_errors_are_reported_together(self):
+        text = "[smtp]\nsmtp_port = x\n" + own("poll_frequency = x\nlogging_level = x")
+        with self.assertRaises(asfc.ConfigurationError) as caught:
+            self.load(text)
+        lines = str(caught.exception).splitlines()
+        self.assertEqual(len(lines), 3, lines)
+        for key in ("smtp_port", "poll_frequency", "logging_level"):
+            self.assertEqual(len([line for line in lines if key in line]), 1)
+
+    def test_a_secret_of_our_own_section_is_never_shown(self):
+        configuration = self.load(own("smtp_password = " + SECRET))
+        self.assertEqual(configuration.smtp.password, SECRET)
+        self.assertNotIn(SECRET, repr(configuration) + "".join(configuration.warnings + configuration.notes))
+
+
+class ValidConfigurations(unittest.TestCase):
+    def test_the_defaults_are_what_the_documentation_says(self):
+        configuration = configured()
+        expected = dict(
+            scheduler_nodes_in_cluster=("a",), node_name="a", poll_frequency=10.0,
+            heartbeat_timeout=30.0, airflow_scheduler_start_command="", alert_to_email=(),
+            logging_dir="/home/me/airflow/logs/scheduler_failover/", state_dir="~/.asfc",
+            state_dir_here="/home/me/.asfc", heartbeat_interval_s=3.0, acting_window_s=20.0,
+            retry_interval_s=1.0, metadata_limit_s=3.0, settle_s=5.0, stop_timeout_s=26.0,
+            health_threshold_s=30.0, health_urls=(), airflow_home="/srv/airflow", path=CFG,
+            airflow_home_is_explicit=True, warnings=(), notes=(),
+            sql_alchemy_conn="sqlite:////srv/airflow/airflow.db",
+            smtp=asfc.SmtpSettings("localhost", 25, "", "", True, False, "airflow@example.com", 30.0))
+        for name, value in expected.items():
+            self.assertEqual(getattr(configuration, name), value, name)
+
+    def test_every_option_is_a_field_and_its_default_is_allowed(self):
+        for option in asfc.OPTIONS:
+            self.assertEqual(option.name, option.name.lower())
+            self.assertIn(option.name, asfc.Configuration._fields)
+            option.parse(option.default)
+
+    def test_a_loaded_configuration_is_read_only(self):
+        with self.assertRaises(AttributeError):
+            configured().poll_frequency = 1
+
+    def test_odd_but_valid_values_work(self):
+        for section, key, value in (
+                (NODES + " = h1, h2 ,,h3 , ", NODES, ("h1", "h2", "h3")),
+                (NODES + " =\n  h1,\n  h2", NODES, ("h1", "h2")),
+                (NODES + " = fe80::1%eth0, 10.0.0.1, my_host.x-y.org", NODES,
+                 ("fe80::1%eth0", "10.0.0.1", "my_host.x-y.org")),
+                (NODES + " = h1, H1, h2", NODES, ("h1", "h2")),
+                (NODES + " = b, b", "warnings", (
+                    CFG + ", [scheduler_failover] scheduler_nodes_in_cluster: b stands there more "
+                    "than once; it counts once.",)),
+                (NODES + " = A, b", "node_name", "A"),
+                (NODES + " = 127.0.0.1", NODES, ("a",)),
+                (NODES + " = localhost\nnode_name = n1", NODES, ("n1",)),
+                ("POLL_FREQUENCY : 2.5", "poll_frequency", 2.5),
+                ("heartbeat_timeout = 7.5", "heartbeat_timeout", 7.5),
+                ("logging_level = warn", "logging_level", "WARNING"),
+                ("logging_level = NOTSET", "logging_level", "NOTSET"),
+                ("logs_rotate_when = MIDNIGHT", "logs_rotate_when", "midnight"),
+                ("logs_rotate_when = w6", "logs_rotate_when", "W6"),
+                ("logging_dir = ~/logs", "logging_dir", "/home/me/logs"),
+                ("health_page_verify_tls = f", "health_page_verify_tls", False),
+                ("alert_to_email = a@x.org; b@x.org,root", "alert_to_email", ("a@x.org", "b@x.org", "root")),
+                ("metadata_service_zookeeper_nodes = a:1, b:2/x", "metadata_service_zookeeper_nodes", "a:1,b:2/x"),
+                ("alert_email_subject = 100 % down", "alert_email_subject", "100 % down"),
+                ("ssh_command = ssh -F '/a b'", "ssh_command", "ssh -F '/a b'"),
+                ("airflow_scheduler_start_command = touch /tmp/$(date +%Y) $HOME \\; {{x}} # y",
+                 "airflow_scheduler_start_command", "touch /tmp/$(date +%Y) $HOME \\; {{x}} # y"),
+                ("airflow_scheduler_stop_command = a \\; b {{x}}", "airflow_scheduler_stop_command", "a ; b {{x}}")):
+            with self.subTest(section):
+                self.assertEqual(getattr(configured(section), key), value)
+
+    def test_files_of_odd_form_work(self):
+        plain = own("poll_frequency = 7\n" + NODES + " = a, b")
+        for name, text in (("CRLF", plain.replace("\n", "\r\n")), ("BOM", "\ufeff" + plain),
+                           ("no newline at the end", plain.rstrip()),
+                           ("[DEFAULT]", "[DEFAULT]\nx = 1\n" + plain),
+                           ("broken values elsewhere", "[other]\nbad = %Y\n\n" + plain),
+                           ("a comment names the section", "# [scheduler_failover]\n" + plain)):
+            with self.subTest(name):
+                configuration = asfc.Configuration.load(FilesInMemory({CFG: text}))
+                self.assertEqual((configuration.poll_frequency, configuration.scheduler_nodes_in_cluster),
+                                 (7.0, ("a", "b")))
+                self.assertEqual(configuration.warnings, ())
+
+    def test_the_environment_goes_before_the_file_and_is_read_raw(self):
+        variables = {"AIRFLOW__SCHEDULER_FAILOVER__POLL_FREQUENCY": "4",
+                     "AIRFLOW__SCHEDULER_FAILOVER__AIRFLOW_SCHEDULER_START_COMMAND": "x %% $HOME"}
+        configuration = configured("poll_frequency = 7", environment=variables)
+        self.assertEqual(configuration.poll_frequency, 4.0)
+        self.assertEqual(configuration.airflow_scheduler_start_command, "x %% $HOME")
+        without_section = asfc.Configuration.load(FilesInMemory({CFG: "[core]\n"}, variables))
+        self.assertEqual(without_section.poll_frequency, 4.0)
+
+    def test_the_command_line_goes_before_the_environment(self):
+        configuration = configured(
+            "airflow_virtualenv = /file", overrides={"airflow_virtualenv": "/line"},
+            environment={"AIRFLOW__SCHEDULER_FAILOVER__AIRFLOW_VIRTUALENV": "/variable"})
+        self.assertEqual(configuration.airflow_virtualenv, "/line")
+
+    def test_the_own_name_is_only_asked_for_when_it_is_needed(self):
+        self.assertEqual(configured(NODES + " = b, c").node_name, "a")
+        self.assertEqual(configured(NODES + " = b, c\nnode_name = c\nstate_dir = /x",
+                                    need_own_name=True).node_name, "c")
+
+    def test_an_operators_commands_have_longer_limits(self):
+        configuration = configured("airflow_scheduler_start_command = sudo systemctl restart s\n"
+                                   "airflow_scheduler_stop_command = sudo systemctl stop s")
+        self.assertEqual((configuration.settle_s, configuration.stop_timeout_s), (35.0, 60.0))
+        self.assertEqual(configuration.airflow_scheduler_stop_command, "sudo systemctl stop s")
+
+    def test_an_unknown_key_is_a_warning_with_the_nearest_name(self):
+        configuration = configured("pol_frequency = 3\nzzz = 1", environment={
+            "AIRFLOW__SCHEDULER_FAILOVER__STATE_DIRR": "/x"})
+        warnings = "\n".join(configuration.warnings)
+        for words in ("pol_frequency: asfc has no such key", "did you mean poll_frequency?",
+                      "zzz: asfc has no such key, it is ignored.", "AIRFLOW__SCHEDULER_FAILOVER__STATE_DIRR",
+                      "did you mean state_dir?"):
+            self.assertIn(words, warnings)
+        self.assertEqual(len(configuration.warnings), 3)
+
+    def test_the_strangers_address_is_dropped_with_a_warning(self):
+        for given, kept in (("airflow@airflow.com", ()), ("me@x.org, Airflow@airflow.com", ("me@x.org",))):
+            configuration = configured("alert_to_email = " + given)
+            self.assertEqual(configuration.alert_to_email, kept)
+            self.assertEqual(len(configuration.warnings), 1)
+            self.assertIn("alert_to_email", configuration.warnings[0])
+
+
+class TextsOfTheOldController(unittest.TestCase):
+    def test_its_default_texts_are_replaced_by_our_own_commands(self):
+        starts = (("~/airflow", "source /opt/v/bin/activate", "/opt/v/bin/activate"),
+                  ("~/airflow", "", ""), ("~/airflow", "{}", ""),
+                  ("/srv/airflow", "source v/bin/activate", "~/v/bin/activate"),
+                  ("~/airflow", "source $HOME/v/bin/activate", "~/v/bin/activate"))
+        stops = (OLD_STOP % ("\\;", "\\;"), OLD_STOP % (";", ";"),
+                 (OLD_STOP % ("\\;", "\\;")).replace("{", "{{").replace("}", "}}"))
+        for home, middle, virtualenv in starts:
+            for stop in stops:
+                with self.subTest((home, middle, stop)):
+                    configuration = configured(
+                        "airflow_scheduler_start_command = {}\nairflow_scheduler_stop_command = {}"
+                        .format(OLD_START % (home, middle), stop))
+                    self.assertEqual(configuration.airflow_scheduler_start_command, "")
+                    self.assertEqual(configuration.airflow_scheduler_stop_command, "")
+                    self.assertEqual(configuration.airflow_virtualenv, virtualenv)
+                    self.assertEqual(configuration.airflow_home, "/srv/airflow")
+                    self.assertEqual(len(configuration.notes), 2, configuration.notes)
+
+    def test_what_such_a_text_says_of_home_and_log_is_kept(self):
+        configuration = configured(
+            "airflow_scheduler_start_command = export AIRFLOW_HOME=/data/af;source /v/bin/activate;"
+            "nohup airflow scheduler >> /data/log &\nairflow_virtualenv = /w/bin/activate",
+            environment={"AIRFLOW_HOME": "", "AIRFLOW_CONFIG": CFG})
+        self.assertEqual((configuration.airflow_home, configuration.airflow_home_is_explicit),
+                         ("/data/af", True))
+        self.assertEqual(configuration.airflow_scheduler_log_file, "/data/log")
+        self.assertEqual(configuration.airflow_virtualenv, "/w/bin/activate", "a key of its own wins")
+        self.assertIn("AIRFLOW_HOME=/data/af", configuration.notes[0])
+        self.assertEqual(configuration.sql_alchemy_conn, "sqlite:////data/af/airflow.db")
+
+    def test_a_changed_text_is_an_operators_own(self):
+        for text in ("export AIRFLOW_HOME=~/airflow;ulimit -n 9;nohup airflow scheduler >> ~/l &",
+                     OLD_START % ("~/airflow", "source 'x") , "airflow scheduler -D"):
+            configuration = configured("airflow_scheduler_start_command = " + text)
+            self.assertEqual(configuration.airflow_scheduler_start_command, text)
+            self.assertEqual(configuration.notes, ())
+
+
+class AirflowsOwnKeys(unittest.TestCase):
+    def conn(self, airflow, **environment):
+        return configured("", airflow + "\n", environment).sql_alchemy_conn
+
+    def test_the_database_url_is_found_by_airflows_rules(self):
+        core, database = "[core]\nsql_alchemy_conn = x://core", "[database]\nsql_alchemy_conn = x://db"
+        by_core = {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": "x://env-core"}
+        by_database = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "x://env-db"}
+        both = core + "\n" + database
+        for file, environment, expected in (
+                (core, {}, "x://core"), (database, {}, "x://db"), (both, {}, "x://db"),
+                (both, by_core, "x://env-core"), (both, by_database, "x://env-db"),
+                (both, dict(by_core, **by_database), "x://env-db"),
+                ("", {"AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": "echo x://cmd"}, "x://cmd"),
+                (core, {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD": "echo x://cmd"}, "x://cmd"),
+                ("[core]\nsql_alchemy_conn_cmd = echo 'x://a b' ", {}, "x://a b"),
+                ("[core]\nsql_alchemy_conn_cmd = printf '%%s' 'x://$HOME'", {}, "x://$HOME"),
+                (core + "\nsql_alchemy_conn_cmd = false", {}, "x://core"),
+                ("[core]\nsql_alchemy_conn =\n" + database, {}, "x://db"),
+                ("[core]\nbad = %Y\nsql_alchemy_conn = x://u:p%%40@h", {}, "x://u:p%40@h"),
+                ("[core]\nhost = h\nsql_alchemy_conn = x://%(host)s", {}, "x://h"),
+                ("[core]\nsql_alchemy_conn = x://${WHERE}/$HOME/~/$NONE", {"WHERE": "$DEEP", "DEEP": "h"},
+                 "x://h//home/me/~/$NONE"),
+                ("", {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": "x://u:p%%40@$HOST", "HOST": "h"}, "x://u:p%%40@h"),
+                ("", {"AIRFLOW_HOME": "~/af", "AIRFLOW_CONFIG": CFG}, "sqlite:////home/me/af/airflow.db")):
+            with self.subTest((file, environment)):
+                self.assertEqual(self.conn(file, **environment), expected)
+
+    def test_a_variable_that_names_itself_ends(self):
+        self.assertIn("x://", self.conn("[core]\nsql_alchemy_conn = x://$A", A="$A"))
+
+    def test_the_file_is_found_as_airflow_finds_it(self):
+        for environment, path, expected in (
+                ({}, None, "/srv/airflow/airflow.cfg"),
+                ({"AIRFLOW_HOME": ""}, None, "/home/me/airflow/airflow.cfg"),
+                ({"AIRFLOW_HOME": "$HOME/af"}, None, "/home/me/af/airflow.cfg"),
+                ({"AIRFLOW_CONFIG": "~/x.cfg"}, None, "/home/me/x.cfg"),
+                ({"AIRFLOW_CONFIG": "~/x.cfg"}, "/y.cfg", "/y.cfg")):
+            world = FilesInMemory({expected: own("")}, environment)
+            self.assertEqual(asfc.find_airflow_cfg(world, path), expected)
+            self.assertEqual(asfc.Configuration.load(world, path).path, expected)
+
+    def test_mail_settings_of_all_versions_are_read(self):
+        smtp = configured("smtp_user = ours", "[smtp]\nsmtp_host = mail.x.org\nsmtp_port = 465 \n"
+                          "smtp_ssl = True # yes\nsmtp_user = theirs\nsmtp_password_cmd = echo p%%w\n"
+                          "smtp_timeout = 7\nsmtp_mail_from = Me <me@x.org>\n").smtp
+        self.assertEqual(smtp, asfc.SmtpSettings("mail.x.org", 465, "ours", "p%w", False, True,
+                                                 "Me <me@x.org>", 7.0))
+
+    def test_the_health_page_is_asked_only_where_a_base_url_is_set(self):
+        old, new = "/health", "/api/v2/monitor/health"
+        for airflow, environment, expected in (
+                ("[webserver]\nbase_url = http://w:8080/\n", {}, ("http://w:8080" + old, "http://w:8080" + new)),
+                ("[api]\nbase_url = https://w/x\n", {}, ("https://w/x" + new, "https://w/x" + old)),
+                ("[api]\nport = 8080\n", {}, ()),
+                ("", {"AIRFLOW__API__BASE_URL": "http://e"}, ("http://e" + new, "http://e" + old))):
+            configuration = configured("", airflow, environment)
+            self.assertEqual(configuration.health_urls, expected)
+        odd = configured("", "[webserver]\nbase_url = me:%s@host\n" % SECRET)
+        self.assertEqual((odd.health_urls, len(odd.warnings)), ((), 1))
+        self.assertNotIn(SECRET, odd.warnings[0])
+
+
+class Init(unittest.TestCase):
+    def test_the_section_is_appended_once_and_loads_without_a_warning(self):
+        for before in ("", "[core]\nx = 1\n", "[core]\nx = 1", "[core]\r\nx = 1\r\n", "# [scheduler_failover]\n"):
+            with self.subTest(before):
+                world = FilesInMemory({CFG: before})
+                self.assertIn("was appended", asfc.append_default_section(world, CFG, "/v/bin/activate"))
+                after = world.files[CFG]
+                self.assertTrue(after.startswith(before))
+                self.assertEqual(after.count("\r\n"), after.count("\n") if "\r" in before else 0)
+                self.assertIn("already", asfc.append_default_section(world, CFG, ""))
+                self.assertEqual(world.files[CFG], after)
+                configuration = asfc.Configuration.load(world, need_own_name=True)
+                self.assertEqual((configuration.warnings, configuration.notes), ((), ()))
+                self.assertEqual(configuration.airflow_virtualenv, "/v/bin/activate")
+
+    def test_every_key_stands_in_the_section_and_uncommented_it_still_loads(self):
+        text = asfc.default_section_text()
+        for option in asfc.OPTIONS:
+            self.assertRegex(text, r"(?m)^(# )?{} =".format(option.name))
+        everything = re.sub(r"(?m)^# (?=\w+ =( |$))", "", text)
+        configuration = asfc.Configuration.load(FilesInMemory({CFG: everything}))
+        self.assertEqual(configuration, configured())
+        self.assertLessEqual(max(len(line) for line in text.splitlines()), 100)
+
+    def test_the_table_for_people_has_every_key(self):
+        rows = asfc.options_table_markdown().splitlines()
+        self.assertEqual(len(rows), len(asfc.OPTIONS) + 2)
+        for option, row in zip(asfc.OPTIONS, rows[2:]):
+            self.assertTrue(row.startswith("| `{}` |".format(option.name)))
+            self.assertEqual(len(re.findall(r"(?<!\\)\|", row)), 5)
+
+    def test_what_stands_in_its_way_is_an_error_and_nothing_is_written(self):
+        for text, virtualenv, words in (
+                (None, "", "no such file"), ("garbage\n", "", "line 1"), ("", "v\nx = 1", "--venv"),
+                (PermissionError(13, "Permission denied"), "", "Permission denied")):
+            world = FilesInMemory({CFG: text})
+            with self.assertRaises(asfc.ConfigurationError) as caught:
+                asfc.append_default_section(world, CFG, virtualenv)
+            self.assertIn(words, str(caught.exception))
+            self.assertEqual(world.written, [])
+
+    def test_a_real_file_keeps_its_mode_and_its_link(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path, link = os.path.join(directory, "real.cfg"), os.path.join(directory, "airflow.cfg")
+            with open(path, "w") as file:
+                file.write("[core]\n")
+            os.chmod(path, 0o640)
+            os.symlink(path, link)
+            asfc.append_default_section(asfc.World(), link, "")
+            self.assertTrue(os.path.islink(link))
+            self.assertEqual(stat.S_IMODE(os.stat(path).st_mode), 0o640)
+            self.assertEqual(sorted(os.listdir(directory)), ["airflow.cfg", "real.cfg"])
+            with open(path) as file:
+                self.assertIn("[scheduler_failover]", file.read())
+
+    def test_a_directory_that_can_not_be_written_is_an_error(self):
+        class ReadOnly(FilesInMemory):
+            def write_text(self, path, text):
+                raise OSError(30, "Read-only file system")
+        with self.assertRaisesRegex(asfc.ConfigurationError, "Read-only file system"):
+            asfc.append_default_section(ReadOnly({CFG: ""}), CFG, "")
+
+
+class NetworkFileSystems(unittest.TestCase):
+    def test_the_deepest_and_latest_mount_decides(self):
+        world = FilesInMemory({"/proc/self/mountinfo": MOUNTS})
+        for path, kind in (("/srv/x", ""), ("/home", "nfs4"), ("/home/me/.asfc", "nfs4"),
+                           ("/homes", ""), ("/home/local/x", ""), ("/mnt/two words/x", "fuse.sshfs"),
+                           ("/mnt/twice/x", "")):
+            self.assertEqual(asfc.network_file_system(world, path), kind, path)
+
+    def test_unreadable_mounts_are_no_network(self):
+        for mounts in ({}, {"/proc/self/mountinfo": PermissionError(13, "Permission denied")}):
+            self.assertEqual(asfc.network_file_system(FilesInMemory(mounts), "/home"), "")
+
+
+###############################################################################
+# Metadata services ###########################################################
+###############################################################################
+
+
+def metadata_settings(url, limit_s=3.0, **keys):
+    """The part of a configuration that a metadata service reads."""
+    return argparse.Namespace(**dict(
+        dict(metadata_service_type="SQLMetadataService", sql_alchemy_conn=url,
+             metadata_limit_s=limit_s, allow_sqlite_on_network_file_system=False), **keys))
+
+
+def service_for(url, limit_s=3.0, **keys):
+    return asfc.metadata_service(asfc.World(), metadata_settings(url, limit_s, **keys))
+
+
+def arguments_of(url, is_mariadb=True):
+    """The command line and the environment that a URL becomes."""
+    service = service_for(url)
+    if isinstance(service, asfc.MySQLMetadataService):
+        service._program, service._is_mariadb_client = "mysql", is_mariadb
+    return service._command(["SELECT 1"], 3.0)
+
+
+def stand_in(case, name, script):
+    """Put a program of this name first on PATH for the rest of a test; returns its directory."""
+    from unittest import mock
+    directory = tempfile.mkdtemp(prefix="asfc-stand-in-")
+    case.addCleanup(shutil.rmtree, directory)
+    path = os.path.join(directory, name)
+    with open(path, "w") as file:
+        file.write("#!/bin/sh\n" + script)
+    os.chmod(path, 0o755)
+    patch = mock.patch.dict(os.environ, PATH=directory + os.pathsep + os.environ.get("PATH", ""))
+    patch.start()
+    case.addCleanup(patch.stop)
+    return directory
+
+
+class ADatabaseUrl(unittest.TestCase):
+    GOOD = [
+        # URL, (kind, driver, user, password, host, port, database, options)
+        ("sqlite:////var/airflow.db", ("sqlite", "", "", "", "", "", "/var/airflow.db", {})),
+        ("sqlite:////a b%20c@d:e/x.db?timeout=3",
+         ("sqlite", "", "", "", "", "", "/a b%20c@d:e/x.db", {"timeout": "3"})),
+        ("mysql://h/d", ("mysql", "", "", "", "h", "", "d", {})),
+        ("mariadb+pymysql://u@h:1/d", ("mysql", "pymysql", "u", "", "h", "1", "d", {})),
+        ("mysql+mysqldb://u:p%40s%3As%2Fw%25@h:3307/d?charset=utf8mb4&ssl_ca=%2Fca",
+         ("mysql", "mysqldb", "u", "p@s:s/w%", "h", "3307", "d",
+          {"charset": "utf8mb4", "ssl_ca": "/ca"})),
+        ("postgresql+psycopg2://u%40x:p@[fe80::1]:5433/d",
+         ("postgresql", "psycopg2", "u@x", "p", "fe80::1", "5433", "d", {})),
+        ("postgres://azure@srv:p+q@h/d", ("postgresql", "", "azure@srv", "p+q", "h", "", "d", {})),
+        ("postgresql://u:p@ss@h/d", ("postgresql", "", "u", "p@ss", "h", "", "d", {})),
+        ("postgresql://u:a/b?c@h/d", ("postgresql", "", "u", "a/b?c", "h", "", "d", {})),
+        ("postgresql://u:p@h/d?options=a%40b",
+         ("postgresql", "", "u", "p", "h", "", "d", {"options": "a@b"})),
+        ("postgresql://u@/d?host=/run/pg",
+         ("postgresql", "", "u", "", "", "", "d", {"host": "/run/pg"})),
+        ("postgresql:///d", ("postgresql", "", "", "", "", "", "d", {})),
+        ("postgresql://u@h:/d", ("postgresql", "", "u", "", "h", "", "d", {})),
+    ]
+    BAD = ["", "airflow", "mysql:/u:secret@h/d", "mysql://u:secret@h:port/d",
+           "mysql://u:secret@h:99999/d", "mysql://u:secret@h:0/d",
+           "oracle://u:secret@h/d", "mssql+pyodbc://u:secret@h/d",
+           "mysql://u:secret@[::1/d", "sqlite://", "sqlite:///:memory:", "sqlite:///relative.db",
+           "sqlite://host/x.db", "mysql://u:secret@h/d?ssl_mode=STRONG"]
+
+    def test_is_taken_apart_as_sqlalchemy_does_it(self):
+        for text, parts in self.GOOD:
+            with self.subTest(text):
+                self.assertEqual(tuple(asfc.read_database_url(text)), parts)
+
+    def test_that_can_not_be_used_is_refused_without_its_password(self):
+        for text in self.BAD:
+            with self.subTest(text):
+                with self.assertRaises(asfc.ConfigurationError) as caught:
+                    service_for(text)
+                self.assertNotIn("secret", str(caught.exception))
+                self.assertNotIn("\n", str(caught.exception))
+
+    def test_of_another_kind_of_database_is_refused_by_its_name(self):
+        with self.assertRaisesRegex(asfc.ConfigurationError, "'oracle'"):
+            service_for("oracle://u:p@h/d")
+
+    def test_never_shows_its_password_when_it_is_printed(self):
+        self.assertNotIn("secret", repr(asfc.read_database_url("mysql://u:secret@h/d")))
+
+    def test_with_unknown_parameters_is_used_and_they_are_noted(self):
+        for url in ("postgresql://h/d?prepared_statement_cache_size=0",
+                    "mysql://h/d?local_infile=1"):
+            with self.assertLogs("asfc", "INFO") as logs:
+                service_for(url)
+            self.assertEqual(len(logs.output), 1)
+            self.assertIn(url.partition("?")[2].partition("=")[0], logs.output[0])
+
+    def test_zookeeper_and_nonsense_are_refused_as_the_service_type(self):
+        for kind, words in (("ZookeeperMetadataService", "later release"), ("Etcd", "allowed are")):
+            with self.assertRaisesRegex(asfc.ConfigurationError, words):
+                service_for("mysql://h/d", metadata_service_type=kind)
+
+
+class TheClientsOfAUrl(unittest.TestCase):
+    MYSQL = [
+        # URL, is it MariaDB's client, what must be among the arguments, what must not
+        ("mysql://u:secret@h:3307/d", True,
+         ["--host=h", "--port=3307", "--user=u", "--database=d", "--skip-reconnect"],
+         ["--protocol"]),
+        ("mysql://u@[::1]/d", True, ["--host=::1"], []),
+        ("mysql://u@localhost/d", True, ["--host=localhost"], ["--protocol"]),
+        ("mysql+pymysql://u@localhost/d", True, ["--protocol=TCP", "--host=localhost"], []),
+        ("mysql+mysqlconnector://u@/d", True, ["--protocol=TCP"], []),
+        ("mysql://u@h/d?unix_socket=/run/s", True,
+         ["--protocol=SOCKET", "--socket=/run/s"], ["--host"]),
+        ("mysql://u@h/d?charset=utf8mb4", True, ["--default-character-set=utf8mb4"], []),
+        ("mysql:///d?read_default_file=/etc/my.cnf", True,
+         ["--defaults-file=/etc/my.cnf"], ["--no-defaults"]),
+        ("mysql://-e@-h/-d", True, ["--user=-e", "--host=-h", "--database=-d"], []),
+        ("mysql://h/d", True, [], ["--ssl", "--skip-ssl"]),
+        ("mysql://h/d", False, [], ["--ssl"]),
+        ("mysql://h/d?ssl_ca=/ca&ssl_cert=/c&ssl_key=/k", True,
+         ["--ssl-ca=/ca", "--ssl-cert=/c", "--ssl-key=/k", "--ssl",
+          "--ssl-verify-server-cert"], []),
+        ("mysql://h/d?ssl_ca=/ca&ssl_capath=/cas&ssl_cipher=X", False,
+         ["--ssl-ca=/ca", "--ssl-capath=/cas", "--ssl-cipher=X", "--ssl-mode=VERIFY_CA"],
+         ["--ssl-verify"]),
+        ("mysql://h/d?ssl_mode=required", True,
+         ["--ssl", "--skip-ssl-verify-server-cert"], ["--ssl-mode"]),
+        ("mysql://h/d?ssl_mode=required", False, ["--ssl-mode=REQUIRED"], []),
+        ("mysql://h/d?ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca", True,
+         ["--ssl-verify-server-cert"], ["--ssl-mode"]),
+        ("mysql://h/d?ssl_mode=VERIFY_IDENTITY&ssl_ca=/ca", False,
+         ["--ssl-mode=VERIFY_IDENTITY"], []),
+        ("mysql://h/d?ssl_disabled=True", True, ["--skip-ssl"], []),
+        ("mysql://h/d?ssl_disabled=True", False, ["--ssl-mode=DISABLED"], []),
+        ("mysql://h/d?ssl=true", False, ["--ssl-mode=REQUIRED"], []),
+        ("mysql://h/d?ssl=false", True, ["--skip-ssl"], []),
+        ("mysql://h/d?ssl_ca=/ca&ssl_verify_cert=false", False, ["--ssl-mode=REQUIRED"], []),
+        ("mysql://h/d?ssl_ca=/ca&ssl_check_hostname=true", False,
+         ["--ssl-mode=VERIFY_IDENTITY"], []),
+        ("mysql://h/d?ssl_verify_cert=true", False, ["--ssl-mode=VERIFY_CA"], []),
+    ]
+    POSTGRESQL = [
+        # URL, the connection in libpq's words, how it is described
+        ("postgresql://u:secret@h:5433/d",
+         "application_name='asfc' dbname='d' host='h' port='5433' user='u'", "h:5433, database d"),
+        ("postgresql+asyncpg://u@h/d?ssl=verify-full",
+         "application_name='asfc' dbname='d' host='h' sslmode='verify-full' user='u'",
+         "h:5432, database d"),
+        ("postgres://u@h/d?sslmode=verify-ca&sslrootcert=/ca&connect_timeout=9"
+         "&client_encoding=latin1", "application_name='asfc' dbname='d' host='h' "
+         "sslmode='verify-ca' sslrootcert='/ca' user='u'",
+         "h:5432, database d"),
+        ("postgresql://u@/d?host=/run/pg&port=99&password=secret",
+         "application_name='asfc' dbname='d' host='/run/pg' port='99' user='u'",
+         "socket /run/pg, database d"),
+        ("postgresql://u@/d?host=a:1&host=b:2&target_session_attrs=read-write",
+         "application_name='asfc' dbname='d' host='a,b' port='1,2' "
+         "target_session_attrs='read-write' user='u'",
+         "a,b:1,2, database d"),
+        ("postgresql://u@[::1]/d", "application_name='asfc' dbname='d' host='::1' user='u'",
+         "[::1]:5432"),
+        ("postgresql://it's:x@h/a\\b c?application_name=me",
+         "application_name='me' dbname='a\\\\b c' host='h' user='it\\'s'",
+         "h:5432, database a\\b c"),
+        ("postgresql://u@h/d?nonsense=1",
+         "application_name='asfc' dbname='d' host='h' user='u'", "h:5432"),
+    ]
+
+    def test_of_mysql_and_mariadb_get_their_own_options(self):
+        for url, is_mariadb, wanted, unwanted in self.MYSQL:
+            with self.subTest(url, mariadb=is_mariadb):
+                argv = arguments_of(url, is_mariadb).argv
+                for argument in wanted:
+                    self.assertIn(argument, argv)
+                for argument in unwanted:
+                    self.assertFalse([given for given in argv if given.startswith(argument)], argv)
+                self.assertRegex(argv[1], "^--(no-defaults|defaults-file=)")
+
+    def test_of_postgresql_get_only_what_libpq_knows(self):
+        for url, words, described in self.POSTGRESQL:
+            with self.subTest(url):
+                self.assertEqual(arguments_of(url).argv[-2:], ("-d", words))
+                self.assertIn(described, service_for(url).describe())
+
+    def test_get_the_password_by_their_environment_alone(self):
+        for url, variable in (("mysql://u:sec%20ret@h/d", "MYSQL_PWD"),
+                              ("postgresql://u:sec%20ret@h/d", "PGPASSWORD"),
+                              ("postgresql://u@h/d?password=sec+ret", "PGPASSWORD")):
+            command = arguments_of(url)
+            self.assertEqual(command.environment[variable], "sec ret")
+            self.assertNotIn("sec", " ".join(command.argv) + command.stdin)
+
+    def test_get_no_password_where_the_url_has_none(self):
+        for url in ("mysql://u@h/d", "postgresql://u@h/d"):
+            environment = arguments_of(url).environment or {}
+            self.assertFalse({"MYSQL_PWD", "PGPASSWORD"} & set(environment))
+
+
+class ClientsThatTalkNonsense(unittest.TestCase):
+    """Stand-ins for the clients, so neither server nor client need be there."""
+    URLS = (("mysql", "mysql://u:se%20cret@h/d"), ("psql", "postgresql://u:se%20cret@h/d"))
+    VERSION = 'test "$1" != --version || { echo "mysql  Ver 15.1 Distrib 10.11-MariaDB"; exit; }\n'
+    SCRIPTS = [
+        ("exit 0", "an answer that can't be: none"),
+        ("echo '<html>no</html>'", "<html>"),
+        ("printf 'server\\nend'", "can't be"),
+        ("printf 'record\\t61\\t1\\t62\\n'", "can't be"),
+        ("printf 'record\\t61\\t1\\t6\\nend\\n'", "can't be"),
+        ("printf 'record\\t61\\tNULL\\t62\\nend\\n'", "can't be"),
+        ("printf 'record\\t61\\t1\\tff\\nend\\n'", "can't be"),
+        ("printf 'record\\t61\\t1\\nend\\n'", "can't be"),
+        ("printf 'recorx\\t61\\t1\\t62\\nend\\n'", "can't be"),
+        ("head -c 5000000 /dev/zero; echo; echo end", "can't be"),
+        ("head -c 300 /dev/urandom; echo; echo end", "can't be"),
+        ("printf 'end\\n'; exit 3", "status 3"),
+        ("printf 'end\\n'; kill -9 $$", "status -9"),
+        ("echo 'bad word se cret here' >&2; exit 1", "bad word *** here"),
+        ("exec sleep 20", "no answer within"),
+        ("sleep 20 & exec sleep 20", "no answer within"),
+    ]
+
+    def test_are_one_error_of_one_line_within_the_limit(self):
+        for program, url in self.URLS:
+            for script, words in self.SCRIPTS:
+                with self.subTest(program, script=script):
+                    stand_in(self, program, self.VERSION + script + "\n")
+                    began = time.monotonic()
+                    with self.assertRaises(asfc.MetadataError) as caught:
+                        service = service_for(url, limit_s=1.0)
+                        service._has_met = True
+                        service._program = program
+                        service.read_all()
+                    self.assertLess(time.monotonic() - began, 1.6)
+                    self.assertIn(words, str(caught.exception))
+                    self.assertNotRegex(str(caught.exception), "\n|se cret|Traceback")
+                    self.assertRegex(str(caught.exception), r" at h:\d+, database d: ")
+
+    def test_can_not_claim_a_write_that_did_not_happen(self):
+        rows = {"two rows changed": r"won\t2\nrecord\t61\t2\t62\nend\n",
+                "no count": r"record\t61\t2\t62\nend\n",
+                "nothing at all": r"end\n",
+                "a count of -1": r"won\t-1\nrecord\t61\t2\t62\nend\n",
+                "won, but not to be seen": r"won\t1\nend\n",
+                "won, but the old version is seen": r"won\t1\nrecord\t61\t1\t62\nend\n"}
+        for program, url in self.URLS:
+            for name, text in rows.items():
+                with self.subTest(program, answer=name):
+                    stand_in(self, program,
+                             self.VERSION + "cat >/dev/null; printf '{}'\n".format(text))
+                    service = service_for(url)
+                    service._has_met, service._program = True, program
+                    with self.assertRaises(asfc.MetadataError):
+                        service.write("a", "b", 1)
+
+    def test_that_are_not_installed_are_named(self):
+        from unittest import mock
+        with mock.patch.dict(os.environ, PATH="/nonexistent"):
+            for program, url in self.URLS:
+                with self.assertRaisesRegex(asfc.MetadataError, program + ".*No such file"):
+                    service_for(url).read_all()
+
+    def test_of_mariadb_alone_is_found_where_there_is_no_mysql(self):
+        from unittest import mock
+        directory = stand_in(self, "mariadb", self.VERSION + "/bin/cat >/dev/null; echo end\n")
+        with mock.patch.dict(os.environ, PATH=directory):
+            self.assertEqual(service_for("mysql://u@h/d").read_all(), {})
+
+    def test_of_mariadb_are_not_believed_without_tls_where_the_url_requires_it(self):
+        for cipher, trusted in (("", False), ("TLS_AES_256_GCM_SHA384", True)):
+            stand_in(self, "mysql", self.VERSION + "cat >/dev/null\n"
+                     "printf 'server\\nSsl_cipher\\t{}\\nend\\n'\n".format(cipher))
+            service = service_for("mysql://u@h/d?ssl_mode=REQUIRED")
+            if trusted:
+                self.assertEqual(service.read_all(), {})
+            else:
+                with self.assertRaisesRegex(asfc.MetadataError, "TLS"):
+                    service.read_all()
+
+
+class _MetadataContract:
+    """What every backend must hold; a subclass says where its empty databases come from."""
+    ODD_TEXTS = ["", " ", "'", "''", '"', "\\", "\\'", "\\\\", "a\nb\r\n\tc", "--", "a b ",
+                 "x" * 100000,
+                 "; DROP TABLE asfc_metadata;", "'); DROP TABLE asfc_metadata; --",
+                 "\\'; DROP TABLE asfc_metadata; #", "/* */ /*! */ `x`", "{}", "{name}", "%s %(a)s",
+                 "NULL", "end", "won\t1", "\x01\x1b[0m\x7f", "\u0085\u2028\x0b\x0c",
+                 "$1 $$ :name :'name' \\g \\! id \\;", "é ß 漢字 \u202e",
+                 "\U0001F600\U0001F9D1\u200d\U0001F680"]
+
+    def new_url(self):
+        raise NotImplementedError
+
+    def setUp(self):
+        self.url = self.new_url()
+        self.service = service_for(self.url)
+
+    def begin(self):
+        self.assertTrue(self.service.write("a", "kept", None))
+
+    def test_a_service_that_was_never_written_to_is_empty_and_stays_so_when_read(self):
+        self.assertEqual(self.service.read_all(), {})
+        self.assertIsNone(self.service.legacy_heartbeat())
+        self.assertEqual(service_for(self.url).exchange(()), asfc.Exchange((), {}))
+        self.assertEqual(self.tables(), [])
+
+    def test_a_record_is_made_once_and_its_version_is_1(self):
+        self.assertTrue(self.service.write("cluster", "a", None))
+        self.assertFalse(self.service.write("cluster", "b", None))
+        self.assertEqual(self.service.read_all(), {"cluster": asfc.Record(1, "a")})
+        self.assertEqual(self.tables(), ["asfc_metadata"])
+
+    def test_a_write_with_the_version_that_is_there_wins_and_with_another_loses(self):
+        self.service.write("cluster", "a", None)
+        self.assertTrue(self.service.write("cluster", "b", 1))
+        for version in (0, 1, 3, 10 ** 18):
+            self.assertFalse(self.service.write("cluster", "c", version), version)
+        self.assertEqual(self.service.read_all(), {"cluster": asfc.Record(2, "b")})
+
+    def test_a_write_to_a_record_that_is_not_there_loses(self):
+        self.assertFalse(self.service.write("cluster", "a", 1))
+        self.service.write("other", "a", None)
+        self.assertFalse(self.service.write("cluster", "a", 1))
+        self.assertEqual(set(self.service.read_all()), {"other"})
+
+    def test_the_same_value_again_wins_and_raises_the_version(self):
+        self.service.write("cluster", "same", None)
+        for version in range(1, 6):
+            self.assertTrue(self.service.write("cluster", "same", version))
+        self.assertEqual(self.service.read_all()["cluster"].version, 6)
+
+    def test_the_writes_of_an_exchange_are_applied_in_order_and_each_for_itself(self):
+        exchange = self.service.exchange([
+            asfc.Write("a", "1", None), asfc.Write("a", "2", 1), asfc.Write("a", "lost", 1),
+            asfc.Write("b", "lost", 7), asfc.Write("b", "1", None), asfc.Write("a", "3", 2)])
+        self.assertEqual(exchange.won, (True, True, False, False, True, True))
+        self.assertEqual(exchange.records, {"a": asfc.Record(3, "3"), "b": asfc.Record(1, "1")})
+
+    def test_any_text_comes_back_as_it_was_written(self):
+        for number, text in enumerate(self.ODD_TEXTS):
+            name = "odd {}".format(number)
+            self.assertTrue(self.service.write(name, text, None), text[:20])
+            self.assertTrue(self.service.write(name, text, 1), text[:20])
+        records = self.service.read_all()
+        for number, text in enumerate(self.ODD_TEXTS):
+            self.assertEqual(records["odd {}".format(number)], asfc.Record(2, text))
+
+    def test_any_name_names_one_record_and_no_other(self):
+        names = [text for text in self.ODD_TEXTS if 0 < len(text) < 60]
+        names += ["n" * 255, "A b", "a b", "a B"]
+        for name in names:
+            writes = [asfc.Write(name, name, None), asfc.Write(name, name, 1)]
+            self.assertEqual(self.service.exchange(writes).won, (True, True), name)
+        self.assertEqual(self.service.read_all(), {name: asfc.Record(2, name) for name in names})
+
+    def test_what_can_not_be_stored_is_refused_before_it_is_sent(self):
+        self.service.write("a", "1", None)
+        for name, value in (("", "v"), ("n" * 256, "v"), ("é" * 128, "v"), ("a\0", "v"),
+                            ("a", "v\0w"), ("a", "\ud800"), ("\udfff", "v")):
+            with self.assertRaises(asfc.MetadataError):
+                self.service.write(name, value, 1)
+        self.assertEqual(self.service.read_all(), {"a": asfc.Record(1, "1")})
+
+    def race(self, expected_version, racers=10):
+        """Racers that are let go at the same moment; returns their results, errors included."""
+        gate, results = threading.Barrier(racers), [None] * racers
+
+        def run(number):
+            service = service_for(self.url)
+            gate.wait()
+            try:
+                results[number] = service.write("cluster", str(number), expected_version)
+            except asfc.MetadataError as error:
+                results[number] = error
+        threads = [threading.Thread(target=run, args=(number,)) for number in range(racers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    def test_of_ten_that_make_table_and_record_at_the_same_time_one_wins(self):
+        results = self.race(None)
+        self.assertEqual(sorted(map(str, results)), ["False"] * 9 + ["True"])
+        winner = asfc.Record(1, str(results.index(True)))
+        self.assertEqual(self.service.read_all(), {"cluster": winner})
+
+    def test_of_ten_that_write_on_the_same_version_one_wins(self):
+        self.service.write("cluster", "0", None)
+        for version in range(1, 6):
+            results = self.race(version)
+            self.assertEqual(sorted(map(str, results)), ["False"] * 9 + ["True"])
+            self.assertEqual(self.service.read_all()["cluster"],
+                             asfc.Record(version + 1, str(results.index(True))))
+
+    def test_the_heartbeat_of_the_original_is_read_where_it_left_one(self):
+        self.make_legacy_table()
+        self.assertIsNone(self.service.legacy_heartbeat())
+        self.add_legacy_heartbeat("2026-11-22 14:00:00 'é'")
+        self.assertEqual(self.service.legacy_heartbeat(), "2026-11-22 14:00:00 'é'")
+        self.assertEqual(self.service.read_all(), {})
+
+    def test_it_says_what_it_is_without_secrets(self):
+        self.assertNotIn("\n", self.service.check())
+        self.assertEqual(self.tables(), [])
+        self.begin()
+        text = self.service.check() + self.service.describe()
+        self.assertRegex(text, self.KIND + r" \d")
+        self.assertNotIn(DatabaseServer.PASSWORD, text)
+        self.assertNotIn("\n", text)
+
+
+class SQLiteMetadata(_MetadataContract, unittest.TestCase):
+    KIND = "SQLite"
+
+    def new_url(self):
+        self.directory = tempfile.mkdtemp(prefix="asfc test #%20")
+        self.addCleanup(shutil.rmtree, self.directory, ignore_errors=True)
+        self.path = os.path.join(self.directory, "airflow é&=.db")
+        return "sqlite:///" + self.path
+
+    def run_sql(self, *statements):
+        connection = sqlite3.connect(self.path, isolation_level=None)
+        try:
+            return [connection.execute(statement).fetchall() for statement in statements][-1]
+        finally:
+            connection.close()
+
+    def tables(self):
+        if not os.path.exists(self.path):
+            return []
+        return [name for name, in self.run_sql(
+            "SELECT name FROM sqlite_master WHERE type = 'table'")]
+
+    def make_legacy_table(self):
+        self.run_sql("CREATE TABLE scheduler_failover_controller_metadata "
+                     "(key VARCHAR(50), value TEXT)")
+
+    def add_legacy_heartbeat(self, text):
+        self.run_sql("INSERT INTO scheduler_failover_controller_metadata "
+                     "VALUES ('failover_heartbeat', '{}')".format(text.replace("'", "''")))
+
+    def test_reading_makes_no_file(self):
+        self.assertEqual(self.service.read_all(), {})
+        self.assertIn("first write", self.service.check())
+        self.assertEqual(os.listdir(self.directory), [])
+
+    def refused(self, words, limit_s=0.5, write=True):
+        began = time.monotonic()
+        with self.assertRaisesRegex(asfc.MetadataError, words) as caught:
+            service = service_for(self.url, limit_s)
+            service.write("a", "b", None) if write else service.read_all()
+        self.assertLess(time.monotonic() - began, limit_s + 0.5)
+        self.assertNotIn("\n", str(caught.exception))
+        self.assertIn(self.path, str(caught.exception))
+
+    def test_a_missing_directory_is_an_error_of_one_sentence(self):
+        shutil.rmtree(self.directory)
+        self.refused("directory does not exist")
+        self.refused("directory does not exist", write=False)
+
+    def test_a_file_that_is_no_database_is_an_error_of_one_sentence(self):
+        with open(self.path, "wb") as file:
+            file.write(b"no database" * 1000)
+        self.refused("not a SQLite database", write=False)
+        self.refused("not a SQLite database")
+
+    def test_a_locked_file_is_an_error_within_the_limit_and_is_written_later(self):
+        self.service.write("a", "b", None)
+        blocker = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(blocker.close)
+        blocker.execute("BEGIN EXCLUSIVE")
+        self.refused("locked")
+        self.refused("locked", write=False)
+        blocker.execute("ROLLBACK")
+        self.assertTrue(self.service.write("a", "c", 1))
+
+    def test_a_writer_waits_for_another_one_that_is_quick(self):
+        self.service.write("a", "b", None)
+        child = subprocess.Popen([sys.executable, "-c", textwrap.dedent("""
+            import sqlite3, sys, time
+            connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+            connection.execute("BEGIN EXCLUSIVE")
+            print("locked", flush=True)
+            time.sleep(0.4)
+            connection.execute("COMMIT")"""), self.path], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        self.assertTrue(self.service.write("a", "c", 1))
+        child.wait()
+        child.stdout.close()
+
+    def test_a_file_that_can_not_be_written_is_an_error_but_can_be_read(self):
+        require("a user who is not root", shutil.which("setpriv") or os.geteuid())
+        self.service.write("a", "b", None)
+        os.chmod(self.path, 0o444)
+        os.chmod(self.directory, 0o755)
+        script = textwrap.dedent("""
+            import argparse, sys, asfc
+            service = asfc.metadata_service(asfc.World(), argparse.Namespace(
+                metadata_service_type="SQLMetadataService", sql_alchemy_conn=sys.argv[1],
+                metadata_limit_s=1.0, allow_sqlite_on_network_file_system=False))
+            print(service.read_all())
+            try:
+                service.write("a", "c", 1)
+            except asfc.MetadataError as error:
+                print(error)""")
+        prefix, python = [], sys.executable
+        if os.geteuid() == 0:
+            prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+            python = next((path for path in (sys.executable, "/usr/bin/python3")
+                           if not subprocess.call(prefix + [path, "-c", ""],
+                                                  stderr=subprocess.DEVNULL)), None)
+            require("a Python that nobody can run", python)
+        shutil.copy(asfc.__file__, os.path.join(self.directory, "asfc.py"))
+        done = subprocess.run(prefix + [python, "-B", "-c", script, self.url], cwd=self.directory,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20)
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        self.assertIn("Record(version=1, value='b')", lines[0])
+        self.assertIn("can't be written by this user", lines[1])
+        self.assertEqual(len(lines), 2, lines)
+
+    def test_a_full_disk_is_an_error_of_one_sentence(self):
+        self.service.write("a", "b", None)
+        pages, = self.run_sql("PRAGMA page_count")[0]
+        from unittest import mock
+        connect = asfc.SQLiteMetadataService._connect
+
+        def connect_to_full_disk(service, deadline, mode):
+            connection = connect(service, deadline, mode)
+            connection.execute("PRAGMA max_page_count = {}".format(pages))
+            return connection
+        with mock.patch.object(asfc.SQLiteMetadataService, "_connect", connect_to_full_disk):
+            with self.assertRaisesRegex(asfc.MetadataError, "the disk is full"):
+                self.service.write("a", "c" * 100000, 1)
+        self.assertEqual(self.service.read_all(), {"a": asfc.Record(1, "b")})
+
+    def test_a_file_in_wal_mode_is_refused_with_the_remedy_and_left_as_it_is(self):
+        self.run_sql("PRAGMA journal_mode = WAL", "CREATE TABLE dag (id)")
+        for write in (True, False):
+            self.refused("PRAGMA journal_mode=DELETE", write=write)
+        self.assertEqual(self.run_sql("PRAGMA journal_mode"), [("wal",)])
+
+    def test_airflows_own_tables_are_left_alone(self):
+        self.run_sql("CREATE TABLE dag (id)", "INSERT INTO dag VALUES (1)")
+        self.service.write("a", "b", None)
+        self.assertEqual(sorted(self.tables()), ["asfc_metadata", "dag"])
+        self.assertEqual(self.run_sql("PRAGMA journal_mode"), [("delete",)])
+
+    def test_a_network_file_system_is_refused_unless_the_key_allows_it(self):
+        from unittest import mock
+        with mock.patch.object(asfc, "network_file_system", lambda world, path: "nfs4"):
+            with self.assertRaisesRegex(asfc.ConfigurationError, "nfs4.*allow_sqlite_on_network"):
+                service_for(self.url)
+            service = service_for(self.url, allow_sqlite_on_network_file_system=True)
+            self.assertTrue(service.write("a", "b", None))
+
+    def test_processes_that_race_give_each_version_to_one_of_them(self):
+        script = textwrap.dedent("""
+            import argparse, sys, asfc
+            service = asfc.metadata_service(asfc.World(), argparse.Namespace(
+                metadata_service_type="SQLMetadataService", sql_alchemy_conn=sys.argv[1],
+                metadata_limit_s=10.0, allow_sqlite_on_network_file_system=False))
+            won = []
+            while True:
+                record = service.read_all().get("counter", asfc.Record(0, ""))
+                if record.version >= 40:
+                    break
+                if service.write("counter", "x", record.version or None):
+                    won.append(record.version + 1)
+            print(*won)""")
+        children = [subprocess.Popen(
+            [sys.executable, "-c", script, self.url], stdout=subprocess.PIPE,
+            env=dict(os.environ, PYTHONPATH=os.path.dirname(os.path.abspath(asfc.__file__))))
+            for _ in range(4)]
+        won = []
+        for child in children:
+            won += map(int, child.communicate()[0].split())
+        self.assertEqual(sorted(won), list(range(1, 41)))
+
+
+class _ServerContract(_MetadataContract):
+    """What holds for the servers besides: their faults, one error each, within the limit."""
+    CLIENT = ""
+    databases = 0
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = shared_server(cls.SERVER)
+
+    def new_url(self):
+        type(self).databases += 1
+        self.database = "{}_{}".format(type(self).__name__.lower(), self.databases)
+        return self.server.create_database(self.database)
+
+    def make_legacy_table(self):
+        self.server.sql("CREATE TABLE scheduler_failover_controller_metadata "
+                        "({}key{} VARCHAR(50), value TEXT);".format(self.QUOTE, self.QUOTE)
+                        + self.LEGACY_GRANT, self.database)
+
+    def add_legacy_heartbeat(self, text):
+        self.server.sql("INSERT INTO scheduler_failover_controller_metadata "
+                        "VALUES ('failover_heartbeat', '{}');".format(text.replace("'", "''")),
+                        self.database)
+
+    def refused(self, words, service=None, write=True, limit_s=1.0):
+        """Each of a new service, and of one that has answered before, must refuse in time."""
+        for service in [service] if service else [service_for(self.url, limit_s), self.service]:
+            service._limit_s = limit_s
+            began = time.monotonic()
+            with self.assertRaisesRegex(asfc.MetadataError, words) as caught:
+                service.write("a", "lost", 1) if write else service.read_all()
+            self.assertLess(time.monotonic() - began, limit_s + 0.4)
+            self.assertNotIn("\n", str(caught.exception))
+            for password in (self.server.PASSWORD, "wrong-secret"):
+                self.assertNotIn(password, str(caught.exception))
+
+    def assert_kept(self):
+        self.service._limit_s = 3.0
+        self.assertEqual(self.service.read_all(), {"a": asfc.Record(1, "kept")})
+
+    def test_a_frozen_server_is_an_error_within_the_limit_and_serves_again(self):
+        self.begin()
+        self.addCleanup(self.server.thaw)
+        self.server.freeze()
+        self.refused("no answer within", write=False)
+        self.server.thaw()
+        self.assert_kept()
+
+    def test_a_stopped_server_is_an_error_and_serves_again(self):
+        self.begin()
+        self.server.kill()
+        try:
+            self.refused("onnect", write=True)
+        finally:
+            self.server.start()
+        self.assert_kept()
+
+    def test_a_read_only_server_is_an_error_for_writes_and_for_reads(self):
+        self.begin()
+        self.addCleanup(self.server.set_read_only, False)
+        self.server.set_read_only(True)
+        self.refused("read-only", write=True)
+        self.refused("read-only", write=False)
+        self.server.set_read_only(False)
+        self.assert_kept()
+
+    def test_a_locked_table_is_an_error_within_the_limit(self):
+        self.begin()
+        with self.server.session(self.LOCK_TABLE, self.database):
+            self.refused("", write=True, limit_s=2.5)
+            self.refused("", write=False, limit_s=1.0)
+        self.assert_kept()
+
+    def test_a_locked_row_is_an_error_and_the_write_is_not_made_later(self):
+        self.begin()
+        with self.server.session("BEGIN; SELECT version FROM asfc_metadata FOR UPDATE",
+                                 self.database):
+            self.refused("", write=True, limit_s=2.5)
+        time.sleep(0.5)
+        self.assert_kept()
+
+    def test_a_slow_write_is_given_up_by_the_server_before_the_client_is_killed(self):
+        self.begin()
+        self.server.sql(self.SLOW_TRIGGER, self.database)
+        service_limits = (1.0, 3.0)
+        for limit_s in service_limits:
+            self.refused("(?i)max_statement_time|statement timeout", limit_s=limit_s)
+        time.sleep(0.5)
+        self.assert_kept()
+
+    def test_a_wrong_password_is_an_error_that_does_not_show_it(self):
+        self.refused("(?i)denied|authentication", service_for(
+            self.server.url_for(self.database, password="wrong-secret")))
+
+    def test_a_database_that_is_not_there_is_an_error(self):
+        self.refused("nosuch", service_for(self.server.url_for("nosuch")))
+
+    def test_a_user_without_rights_is_told_what_it_may_not(self):
+        self.server.sql(self.REVOKE.format(database=self.database, user=self.server.USER),
+                        self.database)
+        self.refused("(?i)denied", service_for(self.url))
+
+    def test_a_driver_suffix_and_unknown_parameters_are_no_obstacle(self):
+        url = self.server.url_for(self.database, driver=self.DRIVER)
+        self.assertTrue(service_for(url + "?nonsense=1&connect_timeout=5").write("a", "b", None))
+
+    def test_a_truncated_answer_is_an_error(self):
+        self.begin()
+        client = shutil.which(self.CLIENT)
+        full = len(self.stand_in_output(client))
+        self.assertGreater(full, 20)
+        for length in range(0, full, 7):
+            stand_in(self, self.CLIENT, self.HANDSHAKE.format(client)
+                     + "{} \"$@\" | head -c {}\n".format(client, length))
+            with self.assertRaises(asfc.MetadataError):
+                self.service.read_all()
+
+    def stand_in_output(self, client):
+        directory = stand_in(self, self.CLIENT,
+                             "{} \"$@\" | tee $(dirname $0)/out\n".format(client))
+        self.service.read_all()
+        with open(os.path.join(directory, "out"), "rb") as file:
+            return file.read()
+
+    def test_the_password_is_in_no_command_line_while_the_client_runs(self):
+        client = shutil.which(self.CLIENT)
+        directory = stand_in(self, self.CLIENT, textwrap.dedent("""
+            cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' >> $(dirname $0)/seen
+            {} "$@"
+            """).format(client))
+        self.begin()
+        with open(os.path.join(directory, "seen"), "rb") as file:
+            seen = file.read().decode("utf-8", "replace")
+        self.assertIn(self.database, seen)
+        for secret in (self.server.PASSWORD, self.url.split(":")[2].split("@")[0]):
+            self.assertNotIn(secret, seen)
+
+    def test_a_write_whose_client_was_killed_may_have_been_made_and_a_read_shows_it(self):
+        self.begin()
+        client = shutil.which(self.CLIENT)
+        # The real client goes on in a session of its own, as a statement does in the server.
+        stand_in(self, self.CLIENT, self.HANDSHAKE.format(client) + textwrap.dedent("""
+            cat > "$0.in"
+            exec < /dev/null
+            setsid sh -c 'sleep 1.2; exec {} "$@" < "$0.in"' "$0" "$@" > /dev/null 2>&1 &
+            exec sleep 30
+            """).format(client))
+        service = self.service
+        service._limit_s = 1.0
+        with self.assertRaisesRegex(asfc.MetadataError, "no answer within"):
+            service.write("a", "after all", 1)
+        os.environ["PATH"] = os.environ["PATH"].partition(os.pathsep)[2]
+        self.assertEqual(service_for(self.url).read_all(), {"a": asfc.Record(1, "kept")})
+        wait_until(lambda: service_for(self.url).read_all() == {"a": asfc.Record(2, "after all")},
+                   15, "the write is made")
+        self.assertFalse(service_for(self.url).write("a", "again", 1))
+
+    def test_clients_that_race_give_each_version_to_one_of_them(self):
+        won, errors = [], []
+
+        def count():
+            service = service_for(self.url)
+            while True:
+                try:
+                    record = service.read_all().get("counter", asfc.Record(0, ""))
+                    if record.version >= 20:
+                        return
+                    if service.write("counter", "x", record.version or None):
+                        won.append(record.version + 1)
+                except asfc.MetadataError as error:
+                    errors.append(error)
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(errors, [])
+        self.assertEqual(sorted(won), list(range(1, 21)))
+
+
+class MariaDbMetadata(_ServerContract, unittest.TestCase):
+    SERVER, KIND, CLIENT, DRIVER, QUOTE = MariaDbServer, "MariaDB", "mysql", "+pymysql", "`"
+    LEGACY_GRANT, LOCK_TABLE = "", "LOCK TABLES asfc_metadata WRITE"
+    SLOW_TRIGGER = ("CREATE TRIGGER slow BEFORE UPDATE ON asfc_metadata FOR EACH ROW "
+                    "SET @x = SLEEP(4);")
+    REVOKE = ("REVOKE ALL ON {database}.* FROM '{user}'@'127.0.0.1'; "
+              "GRANT SELECT ON {database}.* TO '{user}'@'127.0.0.1';")
+    HANDSHAKE = "test \"$1\" != --version || exec {} --version\n"
+
+    def tables(self):
+        return self.server.sql("SHOW TABLES;", self.database).split()
+
+    def test_a_read_only_server_is_not_written_to_by_a_user_who_could(self):
+        self.begin()
+        self.addCleanup(self.server.set_read_only, False)
+        self.server.sql("CREATE OR REPLACE USER root@'127.0.0.1' IDENTIFIED BY 'almighty'; "
+                        "GRANT ALL ON *.* TO root@'127.0.0.1';")
+        self.server.set_read_only(True)
+        self.refused("read-only", service_for(
+            self.server.url_for(self.database, "", "root", "almighty")))
+        self.server.set_read_only(False)
+        self.assert_kept()
+
+    def test_tls_that_the_url_requires_and_the_server_lacks_is_an_error(self):
+        for parameters in ("ssl_mode=REQUIRED", "ssl_mode=VERIFY_IDENTITY", "ssl=true"):
+            self.refused("TLS|SSL", service_for(self.url + "?" + parameters), write=False)
+        self.assertEqual(service_for(self.url + "?ssl_disabled=true").read_all(), {})
+
+    def test_a_socket_is_used_where_the_url_names_one(self):
+        self.server.sql("CREATE OR REPLACE USER local@localhost IDENTIFIED BY 'x'; "
+                        "GRANT ALL ON {}.* TO local@localhost;".format(self.database))
+        service = service_for("mysql://local:x@nowhere.invalid/{}?unix_socket={}/sock".format(
+            self.database, self.server.directory))
+        self.assertTrue(service.write("a", "b", None))
+        self.assertIn("socket " + self.server.directory, service.describe())
+
+    def test_a_weak_commit_is_a_warning_of_check(self):
+        self.addCleanup(self.server.sql, "SET GLOBAL innodb_flush_log_at_trx_commit = 1;")
+        self.server.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 2;")
+        self.assertIn("Warning: innodb_flush_log", self.service.check())
+
+    def test_a_server_with_odd_defaults_changes_nothing(self):
+        for setting, default in (
+                ("autocommit = 0", "autocommit = 1"),
+                ("sql_mode = 'ANSI,NO_BACKSLASH_ESCAPES'", "sql_mode = DEFAULT"),
+                ("tx_isolation = 'SERIALIZABLE'", "tx_isolation = DEFAULT"),
+                ("tx_isolation = 'READ-UNCOMMITTED'", "tx_isolation = DEFAULT"),
+                ("character_set_server = 'latin1'", "character_set_server = DEFAULT")):
+            with self.subTest(setting):
+                self.addCleanup(self.server.sql, "SET GLOBAL {};".format(default))
+                self.server.sql("SET GLOBAL {};".format(setting))
+                self.setUp()
+                self.assertTrue(self.service.write("a", "'\\\U0001F600", None))
+                self.assertEqual(service_for(self.url).read_all(),
+                                 {"a": asfc.Record(1, "'\\\U0001F600")})
+                self.server.sql("SET GLOBAL {};".format(default))
+
+
+class PostgreSqlMetadata(_ServerContract, unittest.TestCase):
+    SERVER, KIND, CLIENT, DRIVER, QUOTE = PostgreSqlServer, "PostgreSQL", "psql", "+psycopg2", ""
+    LEGACY_GRANT = "ALTER TABLE scheduler_failover_controller_metadata OWNER TO airflow;"
+    LOCK_TABLE = "BEGIN; LOCK TABLE asfc_metadata IN ACCESS EXCLUSIVE MODE"
+    SLOW_TRIGGER = ("CREATE FUNCTION slow() RETURNS trigger AS 'BEGIN PERFORM pg_sleep(4); "
+                    "RETURN NEW; END' LANGUAGE plpgsql; CREATE TRIGGER slow BEFORE UPDATE ON "
+                    "asfc_metadata FOR EACH ROW EXECUTE FUNCTION slow();")
+    REVOKE = ("ALTER DATABASE {database} OWNER TO postgres; "
+              "REVOKE ALL ON SCHEMA public FROM public; GRANT USAGE ON SCHEMA public TO {user};")
+    HANDSHAKE = "#{}\n"
+
+    def tables(self):
+        return self.server.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public';",
+                               self.database).split()
+
+    def test_a_replica_is_an_error_for_writes_and_for_reads(self):
+        self.begin()
+        self.server.set_replica(True)
+        try:
+            self.refused("replica", write=False)
+            self.refused("replica", write=True)
+        finally:
+            self.server.set_replica(False)
+        self.assert_kept()
+
+    def test_a_transaction_that_must_be_serialized_loses_or_fails_but_nothing_worse(self):
+        self.server.sql("ALTER DATABASE {} SET default_transaction_isolation = 'serializable';"
+                        .format(self.database))
+        self.begin()
+        for version in (None, 1, 2):
+            results = self.race(version)
+            self.assertEqual(results.count(True), 1, results)
+            self.assertEqual(self.service.read_all(), {
+                "a": asfc.Record(1, "kept"),
+                "cluster": asfc.Record((version or 0) + 1, str(results.index(True)))})
+
+    def test_the_limits_do_not_outlive_a_transaction(self):
+        rows = self.service._run_statements(
+            ["SELECT 'in', current_setting('statement_timeout'), current_setting('lock_timeout')",
+             "SELECT 'x' \\; COMMIT; SELECT 'out', current_setting('statement_timeout')"],
+            self.service._deadline())
+        self.assertRegex(rows[0][1], "^[12][0-9]+ms$")
+        self.assertEqual(rows[0][2], "1s")
+        self.assertEqual(rows[-1], ("out", "0"))
+
+    def test_a_commit_that_need_not_be_on_disk_is_made_to_be(self):
+        for setting, seen in (("off", "on"), ("remote_apply", "remote_apply")):
+            self.server.sql("ALTER DATABASE {} SET synchronous_commit = {};".format(
+                self.database, setting))
+            rows = self.service._run_statements(
+                ["SELECT 'x', current_setting('synchronous_commit')"], self.service._deadline())
+            self.assertEqual(rows, [("x", seen)])
+
+    def test_a_database_of_another_encoding_keeps_what_it_can_and_refuses_the_rest(self):
+        name = self.database + "_latin"
+        self.server.sql("CREATE DATABASE {} OWNER airflow ENCODING 'LATIN1' TEMPLATE template0;"
+                        .format(name))
+        service = service_for(self.server.url_for(name))
+        self.assertTrue(service.write("a", "é", None))
+        self.assertEqual(service.read_all(), {"a": asfc.Record(1, "é")})
+        with self.assertRaises(asfc.MetadataError):
+            service.write("a", "\U0001F600", 1)
+
+
+###############################################################################
+# Nodes: the model ############################################################
+###############################################################################
+
+
+class StartCommand:
+    """A start command in a NodeModel: it runs until the simulation ends it."""
+
+    def __init__(self):
+        self.runs = True
+
+
+class NodeModel:
+    """A node as its script shows it to the world: gate, intent, start command, processes.
+
+    Deterministic; the clock (a function that returns seconds) is handed in. `handle` answers a
+    NodeRequest step by step: it yields the name of each point, or "waiting" while another request
+    holds the lock, and returns the text of the answer. Not to advance it is a frozen script, to
+    close it is a killed one. `appear`, `fail`, `die` and `power_cycle` are what befalls the node.
+    """
+
+    def __init__(self, clock, directory="~/.asfc"):
+        self.clock, self.directory = clock, directory
+        self.gate = self.intent = self.command = self.output = None
+        self.mains, self.remnants = [], []
+        self.locked = False
+        self.last_pid = 100
+
+    # -- what befalls it
+
+    def appear(self, detached=False):
+        """The start command becomes the scheduler, or leaves it behind and ends."""
+        self.last_pid += 1
+        self.mains.append(asfc.Process(self.last_pid, int(self.clock() * 100), 1, self.last_pid, 0,
+                                       "airflow scheduler"))
+        if not detached:
+            self.command.runs = False
+        self.command = None
+
+    def fail(self, output="failed"):
+        """The start command ends without a scheduler."""
+        self.command.runs, self.command, self.output = False, None, output
+
+    def die(self, remnants=0):
+        """The scheduler dies; so many processes of it live on."""
+        main = self.mains.pop()
+        self.remnants += [main._replace(pid=main.pid + 1000 + i, arguments="airflow scheduler -- X")
+                          for i in range(remnants)]
+
+    def power_cycle(self):
+        """All processes are gone, what is on disk stays, but an intent is of the boot before."""
+        self.mains, self.remnants, self.intent, self.command = [], [], None, None
+        self.locked = False
+
+    # -- what it answers
+
+    def answer(self, request):
+        """The whole answer at once."""
+        return self.run_to(self.handle(request), None)
+
+    @staticmethod
+    def run_to(steps, point):
+        """Advance to the point; returns the answer if the end comes first, else None."""
+        try:
+            while next(steps) != point:
+                pass
+        except StopIteration as end:
+            return end.value
+        return None
+
+    def handle(self, request):
+        """The steps of a request; see the class."""
+        lines = ["node " + request.node]
+        if request.verb == "look":
+            return self._told(request, lines, intent=None if self.mains else self.intent)
+        while self.locked:
+            yield "waiting"
+        self.locked = True
+        try:
+            yield "locked"
+            refused = yield from self._pass_gate(request, lines)
+            if refused:
+                return self._told(request, lines + ["refused " + refused], bare=True)
+            if request.verb == "stop":
+                yield from self._stop(request, lines)
+            else:
+                self._settle_intent()
+                if request.verb == "start":
+                    yield from self._start(request, lines)
+            return self._told(request, lines, intent=self.intent)
+        finally:
+            self.locked = False
+
+    def _pass_gate(self, request, lines):
+        stamp, held = request.stamp, self.gate
+        wanted = asfc.Gate(stamp.pair, stamp.instance, stamp.cluster, request.node)
+        if held:
+            lines.append(self._gate_line())
+            if held.cluster != wanted.cluster:
+                return ("node {} belongs to cluster {}, not to {}: if this is meant, stop the other "
+                        "cluster's controllers and its scheduler, then remove {}/gate there").format(
+                            wanted.node, held.cluster, wanted.cluster, self.directory)
+            if held.node != wanted.node:
+                return ("the state directory {} belongs to node {}, not to {}: give each node its own, or,"
+                        " if the node was renamed, remove {}/gate there").format(
+                            self.directory, held.node, wanted.node, self.directory)
+            if held.pair > wanted.pair:
+                return "node {} has heard of the newer {}".format(wanted.node, held.pair)
+            if held == wanted:
+                return None
+            if held.pair == wanted.pair:
+                return "on node {} {} is taken by another instance, {}".format(
+                    wanted.node, held.pair, held.instance)
+        self.gate = wanted
+        lines.append(self._gate_line())
+        yield "gate written"
+        return None
+
+    def _gate_line(self):
+        pair, instance, cluster, node = self.gate
+        return "gate {} {} {} {} {}".format(pair.term, pair.move, instance, cluster, node)
+
+    def _settle_intent(self):
+        if self.mains:
+            self.intent = None
+        if self.intent and not self.intent["command"].runs and self.intent["ended"] is None:
+            self.intent["ended"] = self.clock()
+
+    def _start(self, request, lines):
+        if self.mains:
+            lines.append("done not started: a scheduler runs there already")
+        elif self.intent:
+            lines.append("done not started: an earlier start is still under way")
+        else:
+            self.output = None
+            command = StartCommand()
+            try:
+                yield "launched"
+                self.intent = {"stamp": request.stamp, "command": command, "begun": self.clock(),
+                               "ended": None}
+                yield "intent written"
+            except GeneratorExit:
+                command.runs = False   # it waits for the word to go, and ends if none comes
+                raise
+            self.command = command
+            yield "sent on its way"
+            lines.append("done the start command was launched")
+
+    def _stop(self, request, lines):
+        if request.keep and request.keep[:2] not in [main[:2] for main in self.mains]:
+            lines.append("done nothing was stopped: the scheduler to keep has ended")
+            return
+        if self.intent:
+            self.intent["command"].runs = False
+            self.command = None
+        yield "start command killed"
+        spared = [main for main in self.mains if request.keep and main[:2] == request.keep[:2]]
+        lines.append("done " + ("asked it to end (SIGTERM), then ended what was left (SIGKILL)"
+                                if self.mains != spared or self.remnants else "there was nothing to stop"))
+        self.mains, self.remnants, self.intent = spared, [], None
+
+    def _told(self, request, lines, intent=None, bare=False):
+        if intent:
+            stamp, now = intent["stamp"], self.clock()
+            lines.append("intent {} {} {} {} {:.0f} {}".format(
+                stamp.pair.term, stamp.pair.move, stamp.instance, int(intent["command"].runs),
+                100 * (now - intent["begun"]),
+                "-" if intent["ended"] is None else round(100 * (now - intent["ended"]))))
+        if not bare:
+            for word, processes in (("main", self.mains), ("remnant", self.remnants)):
+                lines += ["{} {} {} {} {} {} {}".format(word, *process) for process in processes]
+            lines += ["output " + self.output] if self.output and not self.mains else []
+        return "".join("asfc {} {}\n".format(request.nonce, line) for line in lines + ["end"])
+
+
+###############################################################################
+# Nodes: the script and the model #############################################
+###############################################################################
+
+
+class PointedNodes(asfc.Nodes):
+    """Nodes whose script runs here under any name, and ends or stops itself at a point."""
+    pointed = {}      # nonce -> (point, signal, seconds until its timer ends it)
+
+    def _is_remote(self, name):
+        return False
+
+    def _parameters(self, request, terminal, timeout_s):
+        parameters = super()._parameters(request, terminal, timeout_s)
+        point, number, limit_s = self.pointed.get(request.nonce, ("", "", None))
+        parameters.update(point=point, point_signal=number, stop_wait="5")
+        if limit_s:
+            parameters["time_limit"] = str(limit_s)
+        return parameters
+
+    @staticmethod
+    def script():
+        """NODE_SCRIPT with its points come to life."""
+        return re.sub(r"# point: (.*)", r'[ "$point" != "\1" ] || { echo $$ >"$HOME/stopped.$nonce";'
+                      r' kill -"$point_signal" $$; }', asfc.NODE_SCRIPT)
+
+
+class NodePair:
+    """A real node and its model, which get the same requests."""
+    START = """
+        echo $$ >>{0}/pids
+        read -r what <{0}/control
+        [ "$what" = appear ] || {{ echo failed; exit 3; }}
+        exec -a "{0}/airflow scheduler" sleep 1000
+        """
+
+    def __init__(self, shell):
+        self.sandbox = NodeSandbox(shell, shutil.which("bash"))
+        directory = self.sandbox.directory
+        os.mkfifo(self.sandbox.path("control"))
+        self.sandbox.write("pids", "")
+        self.sandbox.configuration.airflow_scheduler_start_command = self.START.format(directory)
+        # Much cheaper than a filter: only pid 1, those above the asker, and what was written down.
+        write_program(self.sandbox.path("bin", "ps"), """
+            #!/bin/sh
+            p=$$ pids=1
+            while [ "$p" -gt 1 ]; do
+                pids=$pids,$p
+                read -r line </proc/$p/stat
+                set -- ${{line##*) }} "$@"
+                p=$2
+            done
+            while read -r p; do pids=$pids,$p; done <{}/pids
+            exec {} -ww -o pid=,ppid=,pgid=,sid=,uid=,stat=,args= -p "$pids"
+            """.format(directory, shutil.which("ps")))
+        self.nodes = PointedNodes(self.sandbox.world, self.sandbox.configuration)
+        self.model = NodeModel(lambda: 0.0, self.sandbox.configuration.state_dir)
+        self.story = []
+        self.exercised = collections.Counter()
+
+    # -- requests
+
+    def ask(self, request):
+        """What the real node answers, as a report."""
+        result = self.sandbox.world.run([self.nodes.command(request)])[0]
+        return self.nodes._report(request.node, request, result)
+
+    def plain(self, request, report):
+        """A report without what may differ: pids, times, texts that name them."""
+        if isinstance(report, str) or report is None:
+            report = self.nodes._report(request.node, request, asfc.CommandResult(0, report or "", ""))
+        self.exercised[report.refused.split(" ")[0] or report.done or report.state] += 1
+        intent = report.intent and (report.intent[:3] + (report.intent.ended_s is None,))
+        return (report.answered, report.state, report.refused, report.gate, intent,
+                len(report.mains), len(report.remnants), report.done, report.output)
+
+    def compare(self, request, report, answer):
+        real, model = self.plain(request, report), self.plain(request, answer)
+        assert real == model, "the script says\n{}\nthe model says\n{}".format((real, report.reason), model)
+
+    def request_one(self, request):
+        self.compare(request, self.ask(request), self.model.answer(request))
+
+    def request_killed(self, request, point):
+        """The script is killed at the point; frozen is the same, once its timer comes."""
+        self.nodes.pointed[request.nonce] = (point, "KILL", None)
+        report = self.ask(request)
+        self.let_launcher_end(point)
+        steps = self.model.handle(request)
+        answer = self.model.run_to(steps, point)
+        steps.close()
+        self.compare(request, report, answer)
+
+    def request_frozen(self, request, point, other, thaw):
+        """The script stops itself at the point; another comes; it goes on, or its timer ends it."""
+        self.nodes.pointed[request.nonce] = (point, "STOP", None if thaw else 1)
+        reports, threads = self.in_threads([request])
+        stopped = self.sandbox.path("stopped." + request.nonce)
+        wait_until(lambda: (os.path.exists(stopped) and self.is_stopped(stopped)) or not
+                   threads[0].is_alive(), 10, "the script is frozen")
+        steps = self.model.handle(request)
+        answer = self.model.run_to(steps, point)
+        waiting = self.model.handle(other)
+        if not thaw:
+            steps.close()
+            threads[0].join()
+            self.let_launcher_end(point)
+        others, more = self.in_threads([other])
+        told = self.model.run_to(waiting, "waiting")
+        if told:           # a look waits for no lock, and others not for a script that has ended
+            more[0].join()
+        if thaw and os.path.exists(stopped):
+            answer = self.model.run_to(steps, None)
+            os.kill(int(self.sandbox.read(stopped)), signal.SIGCONT)
+        for thread in threads + more:
+            thread.join()
+        self.compare(request, reports[0], answer)
+        self.compare(other, others[0], told or self.model.run_to(waiting, None))
+
+    def request_both(self, one, other):
+        """Two at once: the outcome is that of one order or the other."""
+        before = self.save()
+        reports, threads = self.in_threads([one, other])
+        for thread in threads:
+            thread.join()
+        after = asfc.NodeRequest("look", one.nonce + "a", "a", None, None)
+        asked = (one, other, after)
+        real = [self.plain(*each) for each in zip(asked, reports + [self.ask(after)])]
+        for order in (asked, (other, one, after)):
+            self.restore(before)
+            answers = {request.nonce: self.plain(request, self.model.answer(request))
+                       for request in order}
+            if [answers[request.nonce] for request in asked] == real:
+                return
+        raise AssertionError("neither order gives {}; the model's last: {}".format(real, answers))
+
+    def in_threads(self, requests):
+        reports = [None] * len(requests)
+
+        def work(index):
+            reports[index] = self.ask(requests[index])
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(requests))]
+        for thread in threads:
+            thread.start()
+        return reports, threads
+
+    def save(self):
+        model = self.model
+        intent = dict(model.intent, runs=model.intent["command"].runs) if model.intent else None
+        return model.gate, intent, model.command, list(model.mains), model.output
+
+    def restore(self, saved):
+        model = self.model
+        model.gate, intent, model.command, mains, model.output = saved
+        model.mains, model.intent = list(mains), intent and dict(intent)
+        if intent:
+            intent["command"].runs = intent["runs"]
+
+    @staticmethod
+    def is_stopped(path):
+        with open(path) as file:
+            pid = file.read().strip()
+        try:
+            with open("/proc/{}/stat".format(pid)) as file:
+                return ") T " in file.read()
+        except OSError:
+            return False
+
+    def let_launcher_end(self, point):
+        """A launcher whose script was killed ends by itself, but a moment later."""
+        if point not in ("launched", "intent written"):
+            return
+        wait_until(lambda: not [a for _, a in processes_with(self.sandbox.directory) if
+                                "asfc-start" in a], 5, "the launcher ends")
+
+    # -- events
+
+    def event(self):
+        """Let the start command go on, or the scheduler die, if there is one; both alike."""
+        if self.model.command:
+            what = "appear" if len(self.story) % 3 else "fail"
+            getattr(self.model, what)()
+            self.tell_command(what)
+        elif self.model.mains:
+            self.model.die()
+            os.kill(self.newest_pid(), signal.SIGKILL)
+            wait_until(lambda: not self.scheduler_lives(), 5, "the scheduler is dead")
+
+    def tell_command(self, what):
+        control = self.sandbox.path("control")
+
+        def opened():
+            try:
+                return os.open(control, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                return None
+        descriptor = wait_until(opened, 10, "the start command listens")
+        os.write(descriptor, what.encode() + b"\n")
+        os.close(descriptor)
+        if what == "appear":
+            wait_until(self.scheduler_lives, 5, "the scheduler appears")
+        else:
+            self.let_command_end()
+
+    def let_command_end(self):
+        pid = self.newest_pid()
+        wait_until(lambda: not self.alive(pid), 5, "the start command ends")
+
+    def newest_pid(self):
+        return int(self.sandbox.read("pids").split()[-1])
+
+    @staticmethod
+    def alive(pid):
+        try:
+            with open("/proc/{}/stat".format(pid)) as file:
+                return ") Z " not in file.read()
+        except OSError:
+            return False
+
+    def scheduler_lives(self):
+        try:
+            with open("/proc/{}/cmdline".format(self.newest_pid()), "rb") as file:
+                return file.read().endswith(b"/airflow scheduler\x001000\x00")
+        except OSError:
+            return False
+
+    # -- one random sequence
+
+    POINTS = ("locked", "gate written", "launched", "intent written", "sent on its way",
+              "start command killed")
+
+    def random_request(self, rng):
+        held = self.model.gate
+        pair, instance, cluster, node = held or asfc.Gate(asfc.Pair(1, 0), "i1", "c1", "a")
+        kind = rng.random()
+        if kind < 0.45:
+            pair = asfc.Pair(pair.term, pair.move + 1)
+        elif kind < 0.55:
+            pair, instance = asfc.Pair(pair.term + 1, 0), rng.choice(["i1", "i2"])
+        elif kind < 0.75:
+            pair = asfc.Pair(max(1, pair.term + rng.randint(-1, 1)), rng.randint(0, 3))
+            instance = rng.choice(["i1", "i2"])
+        elif kind < 0.8:
+            cluster = "c2"
+        elif kind < 0.85:
+            node = "b"
+        verb = rng.choice(["query", "query", "start", "start", "start", "stop", "look"])
+        stamp = None if verb == "look" else asfc.Stamp(cluster, pair, instance)
+        return asfc.NodeRequest(verb, "{:08x}".format(rng.getrandbits(32)), node, stamp, None)
+
+    def run(self, rng):
+        """A sequence of requests and events; every answer must be the model's."""
+        for _ in range(rng.randint(2, 4)):
+            kind, request, other = rng.random(), self.random_request(rng), self.random_request(rng)
+            point = rng.choice(self.POINTS)
+            self.story.append((round(kind, 2), point, request, other))
+            self.exercised["killed" if kind < 0.8 else "frozen"] += 0.66 <= kind < 0.86
+            if kind < 0.66:
+                self.request_one(request)
+            elif kind < 0.80:
+                self.request_killed(request, point)
+            elif kind < 0.81:
+                self.request_frozen(request, point, other, thaw=False)
+            elif kind < 0.86:
+                self.request_frozen(request, point, other, thaw=True)
+            elif kind < 0.92:
+                self.request_both(request, other)
+            if rng.random() < 0.3:
+                self.event()
+
+    def close(self):
+        """End what was written down, as long as it still is what it was, then whatever is left."""
+        for pid in map(int, self.sandbox.read("pids").split()):
+            with contextlib.suppress(OSError), open("/proc/{}/cmdline".format(pid), "rb") as file:
+                if self.sandbox.directory.encode() in file.read():
+                    os.kill(pid, signal.SIGKILL)
+        self.sandbox.close()
+
+
+def soak_node_model(sequences, seed=None, workers=4):
+    """Run so many random sequences against script and model; raises on the first difference.
+
+    Returns what was exercised, with counts.
+    """
+    first = random.SystemRandom().randrange(10 ** 9) if seed is None else seed
+    numbers, failures, mutex = iter(range(first, first + sequences)), [], threading.Lock()
+    exercised = collections.Counter()
+    shells = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
+
+    def work():
+        while not failures:
+            with mutex:
+                number = next(numbers, None)
+            if number is None:
+                return
+            pair = NodePair(shells[number % len(shells)])
+            try:
+                pair.run(random.Random(number))
+            except BaseException as error:
+                failures.append("seed {} ({}): {}\n{}".format(
+                    number, shells[number % len(shells)], error, "\n".join(map(str, pair.story))))
+            finally:
+                pair.close()
+            with mutex:
+                exercised.update(pair.exercised)
+    original, asfc.NODE_SCRIPT = asfc.NODE_SCRIPT, PointedNodes.script()
+    try:
+        threads = [threading.Thread(target=work) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        asfc.NODE_SCRIPT = original
+    if failures:
+        raise AssertionError(failures[0])
+    return exercised
+
+
+class NodeModelTests(unittest.TestCase):
+    def test_the_script_and_the_model_give_the_same_answers_to_300_random_sequences(self):
+        exercised = soak_node_model(300)
+        for what in ("killed", "frozen", "node", "the", "on", "running", "stopped", "unknown",
+                     "the start command was launched", "there was nothing to stop",
+                     "not started: a scheduler runs there already",
+                     "not started: an earlier start is still under way",
+                     "asked it to end (SIGTERM), then ended what was left (SIGKILL)"):
+            self.assertGreater(exercised[what], 0, what)
+
+
+###############################################################################
+# Nodes #######################################################################
+###############################################################################
+
+
+def stamped(term, move, instance="i1", cluster="c1"):
+    return asfc.Stamp(cluster, asfc.Pair(term, move), instance)
+
+
+class JudgeTests(unittest.TestCase):
+    """The awk program alone, over made-up process lists. The asker is process 50, the user 7."""
+    # pid ppid pgid sid uid stat args; then, beside ps: start time and image (the stack's address).
+    VENV = "/opt/venv/bin/python3.8 /opt/venv/bin/airflow scheduler"
+    BASE = ["1 0 1 1 0 Ss init", "50 1 50 50 7 Ss sh -c eval"]
+
+    def judge(self, lines, memory="", keep="", command="0:0:0", starts=None, awk=("awk",), status=0,
+              contained=()):
+        """The program's output as a dictionary: line's first word -> pids."""
+        directory = tempfile.mkdtemp(prefix="asfc-")
+        self.addCleanup(shutil.rmtree, directory)
+        for line in lines:
+            pid, parent, group, session = line.split()[:4]
+            if not pid.isdigit():
+                continue
+            start, image, terminal = (starts or {}).get(int(pid), (int(pid) * 10, 9000, 0))
+            os.mkdir(os.path.join(directory, pid))
+            with open(os.path.join(directory, pid, "stat"), "w") as file:
+                fields = [parent, group, session, terminal] + [0] * 14 + [start] + [0] * 5 + [image, 0]
+                file.write("{} (a) b ( c) S {}\n".format(pid, " ".join(map(str, fields))))
+        pid, start, session = command.split(":")
+        for pid in contained:
+            with open(os.path.join(directory, str(pid), "status"), "w") as file:
+                file.write("Name:\tairflow\nNSpid:\t{}\t1\n".format(pid))
+        options = dict(me=50, uid=7, proc=directory, nonce="n", now=100000, memory=memory, kept=keep,
+                       command_pid=pid, command_session=session, command_start=start)
+        words = list(awk) + [word for option in options.items() for word in ("-v", "{}={}".format(*option))]
+        process = subprocess.Popen(words + [asfc._stripped(asfc.NODE_JUDGE)], stdin=subprocess.PIPE,
+                                   stdout=subprocess.PIPE, env=dict(os.environ, LC_ALL="C"))
+        output = process.communicate("\n".join(lines + ["ps {}".format(status), ""]).encode())[0].decode()
+        if output.split()[0] != "settled":
+            return output.strip()
+        first, *rest = output.splitlines()
+        found = {"settled": [int(word.split(":")[0]) for word in first.split()[1:]]}
+        for line in rest:
+            words = line.split()
+            if words[0] == "asfc":
+                found.setdefault(words[2], []).append(int(words[3]))
+            elif words[0] == "memory":
+                found["memory"] = words[1:]
+            else:
+                found[words[0]] = [int(word.split(":")[0]) for word in words[1:]]
+        self.assertEqual(rest[-1], "whole")
+        return found
+
+    def test_a_main_process_is_recognised_by_the_words_of_its_arguments(self):
+        for arguments, recognised in (
+                (self.VENV, True), (self.VENV + " -D", True), ("airflow scheduler", True),
+                ("python -m airflow scheduler", True), ("/usr/bin/python3 -sE /x/airflow scheduler", True),
+                ("/opt/venv/bin/airflow scheduler -n 5", True),
+                ("airflow scheduler -- DagFileProcessorManager", False),
+                ("airflow scheduler - DagFileProcessor /d/x.py", False),
+                ("sh -c sleep 200; : airflow scheduler", False), ("grep airflow scheduler", False),
+                ("/bin/bash -c source a && airflow scheduler", False), ("vim airflow scheduler", False),
+                ("less /var/log/airflow scheduler.log", False), ("airflow scheduler.log", False),
+                ("ssh -tt b nohup airflow scheduler &", False), ("airflow webserver scheduler", False),
+                ("python3 /opt/venv/bin/airflow webserver -w 1", False), ("airflow", False), ("", False)):
+            with self.subTest(arguments):
+                found = self.judge(self.BASE + ["60 1 60 60 7 Ss " + arguments])
+                self.assertEqual(found["settled"], [60] if recognised else [])
+
+    def test_every_awk_judges_the_same(self):
+        lines = self.BASE + ["60 1 60 60 7 Ss " + self.VENV, "61 60 60 60 7 S " + self.VENV,
+                             "62 60 62 60 7 S airflow scheduler -- DagFileProcessorManager",
+                             "63 62 63 63 7 Ss bash /tmp/task", "70 1 70 70 8 Ss airflow scheduler",
+                             "80 1 80 75 7 S airflow scheduler -- DagFileProcessorManager"]
+        for awk in (("mawk",), ("gawk", "--posix"), ("gawk",), ("busybox", "awk")):
+            with self.subTest(awk[0]):
+                require(awk[0], shutil.which(awk[0]))
+                found = self.judge(lines, awk=awk)
+                self.assertEqual(found["settled"], [60])
+                self.assertEqual(found["targets"], [60, 80])
+                self.assertEqual(found["kills"], [60, 61, 62, 63, 80])
+                self.assertEqual(found["remnant"], [80])
+                self.assertEqual(found["foreign"], [70])
+                self.assertEqual(found["memory"], ["60:600:60:1:9000"])
+
+    def test_a_list_that_cannot_see_everything_is_no_list(self):
+        for lines, status, said in (
+                (self.BASE[1:], 0, "hides processes"), (self.BASE[:1], 0, "hides processes"),
+                (self.BASE, 1, "fails"), ([], 0, "hides processes"),
+                (self.BASE + ["x60 1 60 60 7 S x"], 0, "can not be understood")):
+            with self.subTest(said):
+                self.assertIn(said, self.judge(lines, status=status))
+
+    def test_a_dead_schedulers_forks_and_helpers_are_remnants(self):
+        twins = ["{0} 1 60 60 7 S {1}".format(pid, self.VENV) for pid in (61, 62, 63)]
+        manager = "64 1 64 60 7 S airflow scheduler -- DagFileProcessorManager"
+        own = "60:600:60:1:9000"
+        cases = [
+            # what, lines, memory, images, mains, remnants
+            ("three forks of one program, session leader dead", twins, "", {}, [], [61, 62, 63]),
+            ("the same with its manager", twins + [manager], "", {}, [], [61, 62, 63, 64]),
+            ("three programs that were started separately", twins, "", {61: 1, 62: 2, 63: 3},
+             [61, 62, 63], []),
+            ("one fork alone may be a main process", twins[:1], "", {}, [61], []),
+            ("one fork of a main process that is remembered and dead", twins[:1], own, {}, [], [61]),
+            ("another program in that session", twins[:1], own, {61: 5}, [61], []),
+            ("a fork when the addresses can't be read", twins[:1], own, {61: 0}, [], [61]),
+            ("forks when the addresses can't be read and nothing is remembered", twins, "",
+             {61: 0, 62: 0, 63: 0}, [61, 62, 63], []),
+            ("a helper whose main process is gone", [manager], "", {}, [], [64]),
+            ("gunicorn of a remembered session", ["65 1 60 60 7 S gunicorn: master"], own, {}, [], [65]),
+            ("gunicorn of a session that others share", ["65 1 60 60 7 S gunicorn: master"],
+             "60:600:60:0:9000", {}, [], []),
+            ("a process of that session from before the scheduler", ["65 1 60 60 7 S gunicorn: master"],
+             "60:700:60:1:9000", {}, [], []),
+            ("another user's in that session", ["65 1 60 60 8 S gunicorn: master"], own, {}, [], []),
+            ("the main process lives, a fork's parent died", ["60 1 60 60 7 Ss " + self.VENV] + twins,
+             own, {}, [60], []),
+            ("a main process in a dead shell's session, with forks",
+             ["66 1 60 60 7 S " + self.VENV, "67 66 60 60 7 S " + self.VENV, "68 1 60 60 7 S " + self.VENV],
+             "", {}, [66], []),
+            ("two in one session, the shell lives",
+             ["59 1 59 59 7 Ss bash", "61 59 59 59 7 S " + self.VENV, "62 59 59 59 7 S " + self.VENV],
+             "", {}, [61, 62], []),
+            ("a zombie doesn't count", ["60 1 60 60 7 Zs [airflow]"] + twins[:1], own, {}, [], [61]),
+        ]
+        for what, lines, memory, images, mains, remnants in cases:
+            with self.subTest(what):
+                starts = {pid: (pid * 10, image, 0) for pid, image in images.items()}
+                found = self.judge(self.BASE + lines, memory, starts=starts)
+                self.assertEqual((found["settled"], found.get("remnant", [])), (mains, remnants))
+
+    def test_what_is_killed_with_a_scheduler_is_its_own(self):
+        main = "60 1 60 60 7 Ss " + self.VENV
+        shell = "59 1 59 59 7 Ss bash"
+        inside = "60 59 60 59 7 S " + self.VENV
+        web = "65 59 65 59 7 S airflow webserver"
+        cases = [
+            ("descendants, whatever their session",
+             [main, "61 60 61 61 7 Ss bash task", "62 61 61 61 7 S sleep"], {}, "", [60, 61, 62]),
+            ("a shell without a terminal that only holds the scheduler", [shell, inside], {}, "", [59, 60]),
+            ("not the shell of a terminal", [shell, inside], {59: (590, 1, 34816)}, "", [60]),
+            ("not what shares its shell", [shell, inside, web], {}, "", [60]),
+            ("not another user's", [main, "61 60 61 61 8 S sudo"], {}, "", [60]),
+            ("not the one to keep, nor its session", [main, "61 60 60 60 7 S x",
+             "70 1 70 70 7 Ss " + self.VENV, "71 70 70 70 7 S y"], {}, "60:600", [70, 71]),
+            ("all, when the one to keep is gone and its number is another's",
+             [main], {}, "60:999", [60]),
+        ]
+        for what, lines, starts, keep, kills in cases:
+            with self.subTest(what):
+                self.assertEqual(self.judge(self.BASE + lines, keep=keep, starts=starts)["kills"], kills)
+
+    def test_the_asker_and_those_above_it_are_never_killed(self):
+        lines = ["1 0 1 1 0 Ss init", "60 1 60 60 7 Ss " + self.VENV, "49 60 60 60 7 S python asfc.py",
+                 "50 49 50 50 7 Ss sh -c eval"]
+        self.assertEqual(self.judge(lines)["kills"], [])
+
+    def test_the_start_commands_processes_are_its_session_and_what_stems_from_it(self):
+        lines = self.BASE + ["60 1 60 60 7 Ss bash", "61 60 60 60 7 S sleep", "62 61 62 62 7 Ss other",
+                             "63 60 60 60 7 S " + self.VENV, "64 63 60 60 7 S gunicorn"]
+        self.assertEqual(self.judge(lines, command="60:600:60")["command"], [60, 61, 62])
+        self.assertEqual(self.judge(lines, command="60:601:60")["command"], [],
+                         "another process has its number now")
+
+    def test_a_scheduler_in_a_container_is_told_and_left_alone(self):
+        found = self.judge(self.BASE + ["60 1 60 60 7 Ss " + self.VENV], contained=[60])
+        self.assertEqual((found["settled"], found["kills"], found["foreign"]), ([], [], [60]))
+
+    def test_a_young_main_process_is_not_remembered(self):
+        main = self.BASE + ["60 1 60 60 7 Ss " + self.VENV]
+        self.assertEqual(self.judge(main, starts={60: (99500, 1, 0)})["memory"], [])
+        self.assertEqual(self.judge(main, starts={60: (98900, 1, 0)})["memory"], ["60:98900:60:1:1"])
+
+
+class NodeTestCase(unittest.TestCase):
+    """Tests with a node on this machine."""
+    def sandbox(self, *arguments):
+        sandbox = NodeSandbox(*arguments)
+        self.addCleanup(sandbox.close)
+        return sandbox
+
+    def patch_script(self, old, new):
+        original = asfc.NODE_SCRIPT
+        self.assertIn(old, original)
+        asfc.NODE_SCRIPT = original.replace(old, new)
+        self.addCleanup(setattr, asfc, "NODE_SCRIPT", original)
+
+    def started(self, sandbox, stamp, running=1):
+        """Start, and wait until a query sees so many main processes; returns its report."""
+        self.assertEqual(sandbox.nodes.start("a", stamp).done, "the start command was launched")
+        return self.seen(sandbox, stamp, running)
+
+    def seen(self, sandbox, stamp, running=1):
+        def report():
+            found = sandbox.nodes.query(["a"], stamp)["a"]
+            return found if len(found.mains) == running else None
+        return wait_until(report, 10, lambda: sandbox.nodes.look(["a"]))
+
+
+class GateTests(NodeTestCase):
+    def test_the_gate_keeps_the_highest_pair_and_refuses_what_is_not_meant_for_it(self):
+        sandbox = self.sandbox()
+        nodes = sandbox.nodes
+        for stamp, refused in (
+                (stamped(2, 3), ""), (stamped(2, 3), ""), (stamped(2, 2), "newer 2.3"),
+                (stamped(1, 9), "newer 2.3"), (stamped(2, 3, "i2"), "another instance, i1"),
+                (stamped(2, 4), ""), (stamped(10, 0, "i2"), ""), (stamped(9, 5, "i2"), "newer 10.0"),
+                (stamped(11, 0, "i2", "c2"), "belongs to cluster c1, not to c2")):
+            with self.subTest(str(stamp)):
+                report = nodes.query(["a"], stamp)["a"]
+                self.assertIn(refused, report.refused)
+                self.assertEqual(bool(refused), bool(report.refused))
+                self.assertEqual(report.state, asfc.UNKNOWN if refused else asfc.STOPPED)
+                self.assertEqual(report.gate.cluster, "c1")
+        sandbox.configuration.node_name = "b"
+        report = nodes.query(["b"], stamped(12, 0))["b"]
+        self.assertIn("belongs to node a, not to b", report.refused)
+        self.assertEqual(report.gate, asfc.Gate(asfc.Pair(10, 0), "i2", "c1", "a"))
+
+    def test_a_look_changes_nothing_and_proves_nothing(self):
+        sandbox = self.sandbox()
+        before = sorted(os.listdir(sandbox.directory))
+        report = sandbox.nodes.look(["a"])["a"]
+        self.assertEqual((report.state, report.gate, report.answered), (asfc.STOPPED, None, True))
+        self.assertEqual(sorted(os.listdir(sandbox.directory)), before)
+
+    def test_a_late_start_of_a_lower_term_or_an_earlier_move_is_refused(self):
+        sandbox = self.sandbox()
+        for newer, late in ((stamped(2, 0, "i2"), stamped(1, 5)), (stamped(3, 2), stamped(3, 1))):
+            sandbox.nodes.query(["a"], newer)
+            report = sandbox.nodes.start("a", late)
+            self.assertIn("has heard of the newer", report.refused)
+            self.assertEqual(sandbox.nodes.query(["a"], newer)["a"].state, asfc.STOPPED)
+        self.assertEqual(sandbox.scheduler.started(), [])
+
+    def late_start_after_a_move(self):
+        """A start on a at 1.1 is delayed, the scheduler is moved to b at 1.2; how many run then."""
+        a, b = self.sandbox(), self.sandbox()
+        b.configuration.node_name = "b"
+        self.assertEqual(a.nodes.query(["a"], stamped(1, 2))["a"].state, asfc.STOPPED)
+        b.nodes.start("b", stamped(1, 2))
+        a.nodes.start("a", stamped(1, 1))
+        wait_until(lambda: b.scheduler.started(), 10, "b's scheduler starts")
+        time.sleep(0.3)   # time that a second one would have
+        return len(a.scheduler.started()) + len(b.scheduler.started())
+
+    def test_a_move_and_a_late_start_end_in_one_scheduler_and_without_the_gate_in_two(self):
+        self.assertEqual(self.late_start_after_a_move(), 1)
+        self.patch_script("\npass_gate\n", "\ngate='1 1 i1 c1 a'; store gate \"$gate\"\n")
+        self.assertEqual(self.late_start_after_a_move(), 2)
+
+    def test_damaged_state_and_a_full_disk_start_nothing_and_prove_nothing(self):
+        sandbox = self.sandbox()
+        sandbox.nodes.query(["a"], stamped(1, 0))
+        for name in ("gate", "intent", "main"):
+            for text in ("", "1", "1 2", "2 1 1 i c a end", "1 x 1 i c a end", "1 1 0 i1 c1 a en"):
+                if name == "main" and text.endswith("end"):
+                    continue
+                with self.subTest(file=name, text=text):
+                    path = sandbox.path("state", name)
+                    before = sandbox.read("state/gate")
+                    sandbox.write("state/" + name, text)
+                    report = sandbox.nodes.start("a", stamped(1, 1))
+                    self.assertEqual((report.state, report.done), (asfc.UNKNOWN, ""))
+                    self.assertIn("is damaged", report.reason)
+                    os.unlink(path)
+                    sandbox.write("state/gate", before)
+        write_program(sandbox.path("bin", "sync"), "#!/bin/sh\nexit 1\n")
+        report = sandbox.nodes.start("a", stamped(1, 9))
+        self.assertEqual((report.state, report.done), (asfc.UNKNOWN, ""))
+        self.assertIn("it can not write in", report.reason)
+        self.assertEqual(sandbox.scheduler.started(), [])
+
+    def test_a_disk_that_is_really_full_is_noticed_by_every_shell(self):
+        require("root", os.getuid() == 0)
+        for shell in ("dash", "bash", "busybox"):
+            sandbox = self.sandbox(shell)
+            state = sandbox.path("state")
+            os.mkdir(state)
+            mounted = subprocess.call(["mount", "-t", "tmpfs", "-o", "size=8k,mode=700", "none", state]) == 0
+            require("mount", mounted)
+            self.addCleanup(subprocess.call, ["umount", state])
+            with contextlib.suppress(OSError), open(os.path.join(state, "filler"), "wb", 0) as file:
+                while True:
+                    file.write(b"x" * 512)
+            report = sandbox.nodes.start("a", stamped(1, 1))
+            self.assertEqual((report.state, report.gate), (asfc.UNKNOWN, None))
+            self.assertIn("it can not write in", report.reason)
+
+    def test_a_state_directory_on_a_network_file_system_is_refused(self):
+        sandbox = self.sandbox()
+        for kind, refused in (("nfs4", True), ("smb2", True), ("fuseblk", True), ("xfs", False),
+                              ("ext2/ext3", False), ("overlayfs", False), ("tmpfs", False)):
+            write_program(sandbox.path("bin", "stat"), "#!/bin/sh\necho {}\n".format(kind))
+            report = sandbox.nodes.query(["a"], stamped(1, 0))["a"]
+            self.assertEqual("network file system" in report.reason, refused, kind)
+            ok, said = sandbox.nodes.test_connection(["a"])["a"]
+            self.assertEqual((ok, "network file system" in said), (not refused, refused))
+
+
+class StartTests(NodeTestCase):
+    def test_asfcs_own_start_detaches_and_is_done_once(self):
+        sandbox = self.sandbox()
+        report = self.started(sandbox, stamped(1, 1))
+        main = report.mains[0]
+        self.assertEqual((report.state, report.intent, main.pid), (asfc.RUNNING, None, main.session))
+        again = sandbox.nodes.start("a", stamped(1, 2))
+        self.assertEqual((again.state, again.done, again.mains), (
+            asfc.RUNNING, "not started: a scheduler runs there already", (main,)))
+        self.assertEqual(sandbox.scheduler.started(), [main.pid])
+
+    def test_a_start_is_unknown_until_its_process_was_seen_or_a_stop_ended_it(self):
+        sandbox = self.sandbox()
+        sandbox.scheduler.behave()
+        sandbox.configuration.airflow_scheduler_start_command = (
+            "echo told; sleep 0.4; : {}; exit 3".format(sandbox.directory))
+        report = sandbox.nodes.start("a", stamped(1, 1))
+        self.assertEqual((report.state, report.intent.command_runs, report.intent.ended_s),
+                         (asfc.UNKNOWN, True, None))
+        self.assertIn("a start is under way, term 1.1", report.reason)
+        self.assertEqual(sandbox.nodes.look(["a"])["a"].state, asfc.UNKNOWN)
+
+        def ended():
+            found = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
+            return found if not found.intent.command_runs else None
+        report = wait_until(ended, 10, "the end of the start command")
+        self.assertEqual((report.state, report.output), (asfc.UNKNOWN, "told"))
+        self.assertLess(report.intent.ended_s, 0.5)
+        time.sleep(0.1)
+        later = sandbox.nodes.query(["a"], stamped(1, 1))["a"].intent
+        self.assertGreater(later.ended_s, 0.05)
+        self.assertGreater(later.age_s, report.intent.age_s)
+        self.assertIn("an earlier start is still", sandbox.nodes.start("a", stamped(1, 2)).done)
+        self.assertEqual(sandbox.nodes.stop("a", stamped(1, 3)).state, asfc.STOPPED)
+        self.assertEqual(sandbox.nodes.query(["a"], stamped(1, 3))["a"].state, asfc.STOPPED)
+
+    def test_a_stop_ends_a_start_command_with_all_its_processes(self):
+        sandbox = self.sandbox()
+        sandbox.configuration.airflow_scheduler_start_command = (
+            "setsid sh -c 'sleep 100; : {0}' & sh -c 'sleep 99; : {0}'; airflow scheduler".format(
+                sandbox.directory))
+        sandbox.nodes.start("a", stamped(1, 1))
+        wait_until(lambda: len(processes_with(sandbox.directory)) >= 3, 5, "the start command's processes")
+        self.assertEqual(sandbox.nodes.stop("a", stamped(1, 2)).state, asfc.STOPPED)
+        self.assertEqual(processes_with(sandbox.directory), [])
+        self.assertEqual(sandbox.scheduler.started(), [])
+
+    def test_an_intent_of_the_boot_before_is_closed(self):
+        sandbox = self.sandbox()
+        sandbox.nodes.query(["a"], stamped(1, 0))
+        sandbox.write("state/intent", "1 1 0 i1 {} 5 5 other-boot 100 - end\n".format(os.getpid()))
+        self.assertEqual(sandbox.nodes.query(["a"], stamped(1, 0))["a"].state, asfc.STOPPED)
+        self.assertFalse(os.path.exists(sandbox.path("state", "intent")))
+
+    def test_a_process_that_got_the_number_of_an_old_one_is_never_signalled(self):
+        sandbox = self.sandbox()
+        sandbox.nodes.query(["a"], stamped(1, 0))
+        decoy = subprocess.Popen(["sh", "-c", "sleep 100; : " + sandbox.directory], start_new_session=True)
+        self.addCleanup(decoy.wait)
+        self.addCleanup(os.killpg, decoy.pid, signal.SIGKILL)
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        with open("/proc/{}/stat".format(decoy.pid)) as file:
+            start = int(file.read().split(") ")[-1].split()[19])
+        sandbox.write("state/intent", "1 1 0 i1 {0} {1} {0} {2} 100 - end\n".format(decoy.pid, start - 1, boot))
+        sandbox.write("state/main", "1 {2} {0}:{1}:{0}:1:0 end\n".format(decoy.pid, start + 1, boot))
+        report = sandbox.nodes.stop("a", stamped(1, 1))
+        self.assertEqual((report.state, report.done), (asfc.STOPPED, "there was nothing to stop"))
+        self.assertIsNone(decoy.poll())
+
+    def test_the_start_script_frozen_or_killed_anywhere_leaves_no_lock_and_no_second_scheduler(self):
+        for point, number in (("launched", "STOP"), ("intent written", "KILL"), ("intent written", "STOP")):
+            with self.subTest(point=point, signal=number):
+                sandbox = self.sandbox()
+                nodes = PointedNodes(sandbox.world, sandbox.configuration)
+                original, asfc.NODE_SCRIPT = asfc.NODE_SCRIPT, PointedNodes.script()
+                self.addCleanup(setattr, asfc, "NODE_SCRIPT", original)
+                request = asfc.NodeRequest("start", "n1", "a", stamped(1, 1), None)
+                nodes.pointed["n1"] = (point, number, 1)
+                began = time.monotonic()
+                sandbox.world.run([nodes.command(request)])
+                self.assertLess(time.monotonic() - began, 5)
+                report = sandbox.nodes.query(["a"], stamped(2, 0))["a"]
+                self.assertTrue(report.answered)
+                self.assertEqual(bool(report.intent), point != "launched")
+                self.assertEqual(sandbox.nodes.stop("a", stamped(2, 1)).state, asfc.STOPPED)
+                self.assertEqual(sandbox.scheduler.started(), [])
+                wait_until(lambda: not processes_with(sandbox.directory), 3, "nothing is left behind")
+                asfc.NODE_SCRIPT = original
+
+    def test_asfcs_own_start_takes_home_configuration_and_virtualenv_along(self):
+        sandbox = self.sandbox()
+        configuration, directory = sandbox.configuration, sandbox.directory
+        sandbox.write("it's a venv/activate", "export VENV=entered\n")
+        sandbox.write("tools/airflow", "#!/bin/sh\nenv; echo arguments: $*\n")
+        os.chmod(sandbox.path("tools/airflow"), 0o755)
+        configuration.airflow_virtualenv = "~/it's a venv/activate"
+        configuration.airflow_scheduler_log_file = "~/new logs/scheduler.logs"
+        for explicit, home in ((True, "/srv/air flow"), (False, directory + "/airflow")):
+            configuration.airflow_home_is_explicit, configuration.airflow_home = explicit, "/srv/air flow"
+            environment = {"PATH": sandbox.path("tools") + ":/usr/bin:/bin", "HOME": directory,
+                           "AIRFLOW_CONFIG": "/etc/a b.cfg"}
+            text = asfc.own_start_command(configuration, {"AIRFLOW_CONFIG": "/etc/a b.cfg"})
+            self.assertEqual(subprocess.call(["sh", "-c", text], env=environment), 0)
+            log = sandbox.read("new logs/scheduler.logs").splitlines()[-20:]
+            for line in ("AIRFLOW_HOME=" + home, "AIRFLOW_CONFIG=/etc/a b.cfg", "VENV=entered",
+                         "arguments: scheduler"):
+                self.assertIn(line, log)
+
+    def test_a_start_without_airflow_says_so(self):
+        sandbox = self.sandbox()
+        os.unlink(sandbox.path("bin", "airflow"))
+        require("a machine without airflow", not shutil.which("airflow"))
+        sandbox.nodes.start("a", stamped(1, 1))
+        output = wait_until(lambda: sandbox.nodes.query(["a"], stamped(1, 1))["a"].output, 5, "its output")
+        self.assertIn("airflow: not found in", output)
+
+
+class StopTests(NodeTestCase):
+    def test_a_scheduler_that_ignores_sigterm_is_ended_with_its_tasks(self):
+        sandbox = self.sandbox()
+        sandbox.scheduler.behave(forks=3, helper=True, task=True, ignore_term=True)
+        self.started(sandbox, stamped(1, 1))
+        wait_until(lambda: len(processes_with(sandbox.directory)) == 6, 5, "its children")
+        began = time.monotonic()
+        report = sandbox.nodes.stop("a", stamped(1, 2))
+        self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
+        self.assertGreater(time.monotonic() - began, 2)
+        self.assertEqual(processes_with(sandbox.directory), [])
+
+    def test_remnants_of_a_dead_scheduler_are_seen_and_stopped(self):
+        sandbox = self.sandbox()
+        sandbox.scheduler.behave(forks=3, helper=True)
+        main = self.started(sandbox, stamped(1, 1)).mains[0]
+        wait_until(lambda: len(processes_with(sandbox.directory)) == 5, 5, "its children")
+        os.kill(main.pid, signal.SIGKILL)
+        wait_until(lambda: main.pid not in dict(processes_with(sandbox.directory)), 5, "it is dead")
+        report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
+        self.assertEqual((report.state, len(report.remnants)), (asfc.STOPPED, 4))
+        report = sandbox.nodes.stop("a", stamped(1, 2))
+        self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
+        self.assertEqual(processes_with(sandbox.directory), [])
+
+    def test_of_two_schedulers_one_is_kept(self):
+        sandbox = self.sandbox()
+        airflow = sandbox.path("bin", "airflow")
+        for _ in range(2):
+            process = subprocess.Popen([airflow, "scheduler"], start_new_session=True)
+            self.addCleanup(process.wait)
+            self.addCleanup(process.kill)
+            time.sleep(0.05)
+        mains = self.seen(sandbox, stamped(1, 0), 2).mains
+        self.assertLess(mains[0].start, mains[1].start)
+        report = sandbox.nodes.stop("a", stamped(1, 1), keep=mains[0])
+        self.assertEqual((report.state, report.mains), (asfc.RUNNING, mains[:1]))
+
+    def test_a_scheduler_that_nobody_here_started_survives_everything(self):
+        sandbox, other = self.sandbox(), self.sandbox()
+        decoy = subprocess.Popen([other.path("bin", "airflow"), "scheduler"], start_new_session=True)
+        self.addCleanup(decoy.wait)
+        self.addCleanup(decoy.kill)
+        wait_until(other.scheduler.started, 5, "the decoy runs")
+        self.started(sandbox, stamped(1, 1))
+        self.assertEqual(sandbox.nodes.stop("a", stamped(1, 2)).state, asfc.STOPPED)
+        self.assertIsNone(decoy.poll())
+
+    def test_an_operators_stop_command_does_the_stopping_and_asfc_ends_the_remnants(self):
+        sandbox = self.sandbox()
+        configuration = sandbox.configuration
+        sandbox.scheduler.behave(forks=2, helper=True)
+        main = self.started(sandbox, stamped(1, 1)).mains[0]
+        configuration.airflow_scheduler_stop_command = "echo can not; exit 5"
+        report = sandbox.nodes.stop("a", stamped(1, 2))
+        self.assertEqual((report.state, report.done), (
+            asfc.RUNNING, "the stop command ended with status 5: can not"))
+        configuration.airflow_scheduler_stop_command = "kill -9 {}".format(main.pid)
+        report = sandbox.nodes.stop("a", stamped(1, 3))
+        self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
+        self.assertEqual(processes_with(sandbox.directory), [])
+
+    def test_a_stop_command_that_hangs_is_ended(self):
+        sandbox = self.sandbox()
+        sandbox.configuration.airflow_scheduler_stop_command = "sleep 60; : " + sandbox.directory
+        sandbox.configuration.stop_timeout_s, sandbox.configuration.query_timeout = 5.0, 2.0
+        report = sandbox.nodes.stop("a", stamped(1, 1))
+        self.assertEqual(report.state, asfc.STOPPED)
+        self.assertIn("the stop command ended with status 137", report.done)
+
+    def test_the_status_command_is_believed_where_the_process_list_agrees(self):
+        sandbox = self.sandbox()
+        sandbox.started = False
+        configuration = sandbox.configuration
+        for running in (False, True):
+            if running:
+                configuration.airflow_scheduler_status_command = ""
+                self.started(sandbox, stamped(1, 1))
+            for status, state in ((0, asfc.RUNNING), (3, asfc.UNKNOWN if running else asfc.STOPPED),
+                                  (1, asfc.UNKNOWN), (4, asfc.UNKNOWN)):
+                with self.subTest(status=status, running=running):
+                    configuration.airflow_scheduler_status_command = "echo so; exit {}".format(status)
+                    report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
+                    self.assertEqual(report.state, state)
+                    if status in (1, 4):
+                        self.assertIn("status {}: so".format(status), report.reason)
+                        report = sandbox.nodes.start("a", stamped(1, 1))
+                        self.assertIn("not started", report.done)
+
+
+class LoginShellTests(NodeTestCase):
+    """ssh runs a command by the user's login shell: a stand-in for ssh does so too."""
+    SSH = """
+        #!/bin/sh
+        for last; do :; done
+        exec {} -c "$last"
+        """
+
+    def test_the_script_is_right_under_every_login_shell(self):
+        sh, csh, fish = "x=said; echo $x", "set x = said; echo $x", "set x said; echo $x"
+        for shell, text in (("dash", sh), ("bash", sh), ("busybox sh", sh), ("zsh", sh), ("fish", fish),
+                            ("csh", csh), ("tcsh", csh)):
+            with self.subTest(shell):
+                require(shell, shutil.which(shell.split()[0]))
+                sandbox = self.sandbox()
+                sandbox.configuration.ssh_command = write_program(
+                    sandbox.path("bin", "ssh"), self.SSH.format(shell))
+                path = shutil.which(shell.split()[0])
+                if shell != "busybox sh":
+                    sandbox.world.variables["SHELL"] = path
+                report = sandbox.nodes.query(["b"], stamped(1, 0))["b"]
+                self.assertEqual((report.state, report.reason), (
+                    asfc.STOPPED, "its process list shows none"))
+                # Only that very shell understands its operator's command.
+                sandbox.configuration.airflow_scheduler_start_command = text
+                sandbox.nodes.start("b", stamped(1, 1))
+                output = wait_until(lambda: sandbox.nodes.query(["b"], stamped(1, 1))["b"].output, 5,
+                                    "the command's output")
+                self.assertEqual(output, "said")
+
+    def test_answers_are_found_among_noise(self):
+        sandbox = self.sandbox()
+        sandbox.configuration.ssh_command = write_program(sandbox.path("bin", "ssh"), """
+            #!/bin/sh
+            for last; do :; done
+            printf 'Welcome\\r\\nasfc 12 end\\nasfc\\n'
+            bash -c "$last" | sed 's/$/\\r/'
+            echo logout
+            """)
+        self.assertEqual(sandbox.nodes.query(["b"], stamped(1, 0))["b"].state, asfc.STOPPED)
+
+    def test_a_start_with_sudo_gets_a_terminal_and_what_it_leaves_survives(self):
+        sandbox = self.sandbox()
+        write_program(sandbox.path("bin", "sudo"), """
+            #!/bin/sh
+            tty -s </dev/tty || {{ echo 'sudo: sorry, you must have a tty to run sudo'; exit 1; }}
+            exec "$@"
+            """.format())
+        sandbox.configuration.ssh_command = write_program(sandbox.path("bin", "ssh"), """
+            #!{}
+            import os, pty, sys
+            if "-tt" not in sys.argv:
+                os.execvp("sh", ["sh", "-c", sys.argv[-1]])
+            pid, terminal = pty.fork()
+            if not pid:
+                os.execvp("sh", ["sh", "-c", sys.argv[-1]])
+            while True:
+                try:
+                    data = os.read(terminal, 4096)
+                except OSError:
+                    break
+                if not data:
+                    break
+                os.write(1, data)
+            os.close(terminal)
+            os.waitpid(pid, 0)
+            """.format(sys.executable))
+        sandbox.configuration.airflow_scheduler_start_command = (
+            "sudo sh -c 'airflow scheduler & sleep 0.3; echo left it'")
+        report = sandbox.nodes.start("b", stamped(1, 1))
+        self.assertEqual((report.state, report.done), (asfc.UNKNOWN, "the start command was launched"))
+        self.assertTrue(report.intent.command_runs)
+        time.sleep(0.2)    # long enough for a SIGHUP to come
+        report = sandbox.nodes.query(["b"], stamped(1, 1))["b"]
+        self.assertEqual((report.state, len(report.mains), report.intent), (asfc.RUNNING, 1, None))
+        self.assertIn("left it", sandbox.read("state/start.out"))
+        self.assertEqual(sandbox.nodes.stop("b", stamped(1, 2)).state, asfc.STOPPED)
+
+
+class SshTests(unittest.TestCase):
+    def nodes(self, results):
+        class Canned(asfc.World):
+            commands = []
+
+            def run(self, commands):
+                self.commands += commands
+                return [results(command) for command in commands]
+        configuration = NodeConfiguration("/d")
+        return asfc.Nodes(Canned(), configuration), configuration
+
+    def test_the_operators_ssh_options_come_first_and_the_command_is_one_word(self):
+        nodes, configuration = self.nodes(lambda _: asfc.CommandResult(255, "", "", ""))
+        configuration.ssh_command, configuration.ssh_options = "'/my ssh' -p 22", "-o ConnectTimeout=9"
+        configuration.airflow_scheduler_stop_command = " sudo systemctl stop airflow-scheduler"
+        nodes.query(["b"], stamped(1, 0))
+        nodes.stop("b", stamped(1, 0))
+        query, stop = [command.argv for command in nodes.world.commands]
+        self.assertEqual(query[:5], ("/my ssh", "-p", "22", "-o", "ConnectTimeout=9"))
+        self.assertEqual((query[-3:-1], stop[-3:-1]), (("-T", "b"), ("-tt", "b")))
+        for option in ("BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardX11=no"):
+            self.assertEqual(query[query.index(option) - 1], "-o")
+        for argv in (query, stop):
+            self.assertLess(max(map(len, argv[-1].split(" "))), 500)
+            self.assertNotIn("\n", argv[-1])
+        self.assertEqual(nodes.world.commands[0].request.verb, "query")
+
+    def test_failures_of_ssh_are_told_in_one_line_with_what_helps(self):
+        for said, problem, expected in (
+                ("Host key verification failed.", "", "run `ssh b` once"),
+                ("No ED25519 host key is known for b and you have requested strict checking.", "", "ssh b"),
+                ("a@b: Permission denied (publickey).", "", "ssh-copy-id b"),
+                ("ssh: connect to host b port 22: Connection refused", "", "does sshd run there"),
+                ("ssh: connect to host b port 22: No route to host", "", "no route"),
+                ("ssh: connect to host b port 22: Connection timed out", "", "no answer in time"),
+                ("ssh: Could not resolve hostname b: Name or service not known", "", "not known here"),
+                ("", "ssh: No such file or directory", "ssh: No such file or directory"),
+                ("", "no answer within 5 s", "no answer within 5 s"),
+                ("sh: 1: base64: not found", "", "has no base64"),
+                ("This account is not available.", "", "exit status 1: This account is not available."),
+                ("", "", "exit status 1")):
+            nodes, _ = self.nodes(lambda _: asfc.CommandResult(None if problem else 1, "", said, problem))
+            report = nodes.query(["b"], stamped(1, 0))["b"]
+            self.assertEqual((report.state, report.answered), (asfc.UNKNOWN, False))
+            self.assertIn(expected, report.reason)
+            self.assertEqual(nodes.test_connection(["b"]), {"b": (False, report.reason)})
+
+    def test_names_that_are_no_host_names_are_not_asked(self):
+        nodes, _ = self.nodes(lambda _: self.fail("asked"))
+        for name in ("-oProxyCommand=x", "a b", "", "a;b", "b-", "a\nb", "$(x)"):
+            report = nodes.query([name], stamped(1, 0))[name]
+            self.assertEqual((report.state, report.answered), (asfc.UNKNOWN, False))
+            self.assertIn("is not a host name", report.reason)
+
+    def test_a_damaged_answer_is_unknown_and_never_an_exception(self):
+        good = ["node b", "gate 1 0 i1 c1 b", "intent 1 0 i1 1 200 -", "main 5 500 1 5 0 airflow scheduler",
+                "end"]
+        cases = [(good, asfc.RUNNING), (good[:2] + good[4:], asfc.STOPPED), (good[:4], asfc.UNKNOWN),
+                 (["node a"] + good[1:], asfc.UNKNOWN), (good[1:], asfc.UNKNOWN)]
+        for index, line in enumerate(good[:4]):
+            words = line.split()
+            for count in range(1, min(len(words), 7)):
+                cases.append((good[:index] + [" ".join(words[:count])] + good[index + 1:], asfc.UNKNOWN))
+        cases.append(([line.replace("1 0", "1 x") for line in good], asfc.UNKNOWN))
+        for lines, state in cases:
+            with self.subTest(str(lines)):
+                nodes, _ = self.nodes(lambda command: asfc.CommandResult(0, "".join(
+                    "asfc {} {}\n".format(command.request.nonce, line) for line in lines), "", ""))
+                self.assertEqual(nodes.query(["b"], stamped(1, 0))["b"].state, state)
+
+    def test_a_random_answer_never_raises(self):
+        rng = random.Random(7)
+        words = ["node", "b", "gate", "intent", "main", "1", "0", "-", "end", "status", "refused", "unknown",
+                 "\u0662", "99999999999999999999999", "x" * 50, ""]
+        for _ in range(500):
+            text = "\n".join("asfc {} " + " ".join(rng.choice(words) for _ in range(rng.randint(0, 8)))
+                             for _ in range(rng.randint(0, 6))) + "\nasfc {} node b\nasfc {} end\n"
+            nodes, _ = self.nodes(lambda command: asfc.CommandResult(
+                0, text.replace("{}", command.request.nonce), "", ""))
+            self.assertIn(nodes.query(["b"], stamped(1, 0))["b"].state,
+                          (asfc.UNKNOWN, asfc.STOPPED, asfc.RUNNING))
+
+    def test_all_nodes_are_asked_at_the_same_time(self):
+        sandbox = NodeSandbox()
+        self.addCleanup(sandbox.close)
+        sandbox.configuration.ssh_command = write_program(sandbox.path("bin", "ssh"), "#!/bin/sh\nsleep 1\n")
+        names = ["n{}".format(i) for i in range(20)]
+        began = time.monotonic()
+        reports = sandbox.nodes.look(names + ["a"])
+        self.assertLess(time.monotonic() - began, 3)
+        self.assertEqual(list(reports), names + ["a"])
+        self.assertEqual(reports["a"].state, asfc.STOPPED)
+        self.assertEqual({reports[name].state for name in names}, {asfc.UNKNOWN})
+
+    def test_what_a_node_lacks_is_named(self):
+        sandbox = NodeSandbox()
+        self.addCleanup(sandbox.close)
+        only = sandbox.path("only")
+        os.mkdir(only)
+        for tool in ("sh", "ps", "awk", "id", "stat", "sync", "sleep", "tail", "tr", "rm", "mv", "mkdir",
+                     "base64"):
+            os.symlink(sandbox.path("bin", "ps") if tool == "ps" else shutil.which(tool),
+                       os.path.join(only, tool))
+        script = asfc.NODE_SCRIPT
+        self.addCleanup(setattr, asfc, "NODE_SCRIPT", script)
+        asfc.NODE_SCRIPT = script.replace("PATH=${PATH:-/usr/bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
+                                          "PATH=" + only)
+        ok, said = sandbox.nodes.test_connection(["a"])["a"]
+        self.assertEqual(ok, False)
+        self.assertIn("has no mkfifo flock setsid", said)
+        report = sandbox.nodes.start("a", stamped(1, 1))
+        self.assertIn("has no mkfifo flock setsid", report.reason)
+        self.assertEqual(sandbox.nodes.test_connection([]), {})
+
+
+###############################################################################
+# Health evidence #############################################################
+###############################################################################
+
+
+def health_page(heartbeat="12:00:00", scheduler="healthy", database="healthy"):
+    return json.dumps({"metadatabase": {"status": database}, "scheduler": {
+        "status": scheduler, "latest_scheduler_heartbeat": heartbeat}})
+
+
+class PageBench:
+    """A world with a clock that is set by hand and pages that are too."""
+
+    def __init__(self, urls=("http://h/health", "http://h/api/v2/monitor/health")):
+        self.time, self.pages, self.asked = 1000.0, {}, []
+        self.log = logging.getLogger("asfc-test-health")
+        self.log.propagate = False
+        self.lines = []
+        self.log.handlers = [ListHandler(self.lines)]
+        self.log.setLevel(logging.DEBUG)
+        self.watch = asfc.HealthWatch(self, settings(health_urls=urls), self.log)
+
+    def now(self):
+        return self.time
+
+    def http_get(self, url, timeout_s, verify_tls):
+        self.asked.append(url)
+        page = self.pages.get(url, (404, '{"error": "Moved in Airflow 3"}'))
+        if isinstance(page, str):
+            raise OSError(page)
+        return page
+
+    def after(self, seconds, page=None):
+        if page is not None:
+            self.pages["http://h/health"] = page
+        self.time += seconds
+        self.watch.step()
+        return self.watch.sign()
+
+
+class ListHandler(logging.Handler):
+    """Keeps each logged line in a list."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record):
+        self.lines.append(record.getMessage())
+
+
+class HealthTest(unittest.TestCase):
+    def test_pages_that_prove_nothing_are_told_from_those_that_do(self):
+        cases = ((health_page(), "12:00:00"), (health_page(scheduler="unhealthy"), "12:00:00"),
+                 (health_page(None, "unhealthy"), "never"), (health_page(database="unhealthy"), None),
+                 ("", None), ("<html>", None), ("[]", None), ("{}", None), ("null", None),
+                 ('{"metadatabase": "healthy"}', None))
+        for text, expected in cases:
+            with self.subTest(text):
+                self.assertEqual(asfc.read_health_page(text), expected)
+
+    def test_an_unchanged_heartbeat_is_timed_only_while_the_page_can_be_read(self):
+        bench = PageBench()
+        bench.after(0, (200, health_page()))
+        self.assertEqual(bench.after(20), asfc.HealthSign(True, "12:00:00", 20.0))
+        self.assertFalse(bench.after(10, "connection refused").readable)
+        self.assertFalse(bench.after(10, (200, health_page(database="unhealthy"))).readable)
+        self.assertEqual(bench.after(10, (200, health_page())).unchanged_s, 0.0)
+        self.assertEqual(bench.after(15).unchanged_s, 15.0)
+        bench.time += 9
+        self.assertEqual(bench.watch.sign().unchanged_s, 15.0, "no reading says more than this")
+        self.assertEqual(bench.after(7).unchanged_s, 31.0)
+        self.assertEqual(bench.after(5, (200, health_page("12:00:05"))).unchanged_s, 0.0)
+
+    def test_evidence_that_is_too_old_is_none(self):
+        bench = PageBench()
+        bench.after(0, (200, health_page()))
+        bench.time += 30.1
+        self.assertEqual(bench.watch.sign(), asfc.NO_HEALTH_SIGN)
+
+    def test_the_page_is_found_at_either_place_and_asked_there_first_from_then_on(self):
+        bench = PageBench()
+        bench.pages["http://h/api/v2/monitor/health"] = (200, health_page())
+        bench.watch.step()
+        bench.watch.step()
+        self.assertEqual(bench.asked, [
+            "http://h/health", "http://h/api/v2/monitor/health", "http://h/api/v2/monitor/health"])
+
+    def test_a_certificate_that_cannot_be_verified_is_told_once_with_its_key(self):
+        bench = PageBench(urls=("https://h/health",))
+        bench.pages["https://h/health"] = "[SSL: CERTIFICATE_VERIFY_FAILED]"
+        for _ in range(3):
+            bench.watch.step()
+        self.assertEqual(len(bench.lines), 1)
+        self.assertIn("health_page_verify_tls", bench.lines[0])
+
+
+###############################################################################
+# Alerts ######################################################################
+###############################################################################
+
+
+class AlertsTest(unittest.TestCase):
+    def setUp(self):
+        self.sent, self.fail, self.lines, self.woken = [], 0, [], []
+        self.log = logging.getLogger("asfc-test-alerts")
+        self.log.propagate = False
+        self.log.handlers = [ListHandler(self.lines)]
+        self.log.setLevel(logging.DEBUG)
+
+    # the door
+    def wake(self, name):
+        self.woken.append(name)
+
+    def send_mail(self, smtp, recipients, alert):
+        if self.fail:
+            self.fail -= 1
+            raise OSError("mail server down")
+        self.sent.append(alert.subject)
+
+    def alerts(self, **changes):
+        return asfc.Alerts(self, settings(**changes), self.log)
+
+    def test_posting_never_sends_it_only_wakes_the_loop(self):
+        alerts = self.alerts()
+        alerts.post("one", "text")
+        self.assertEqual((self.sent, self.woken), ([], ["alerts"]))
+        alerts.step()
+        self.assertEqual(self.sent, ["one"])
+
+    def test_a_mail_server_that_is_down_is_tried_again_a_few_times_and_later_mails_follow(self):
+        alerts, self.fail = self.alerts(), 2
+        alerts.post("one", "text")
+        alerts.post("two", "text")
+        self.assertEqual([alerts.step(), alerts.step(), alerts.step()], [30.0, 60.0, 3600.0])
+        self.assertEqual(self.sent, ["one", "two"])
+
+    def test_a_mail_that_never_goes_out_is_dropped_with_a_line(self):
+        alerts, self.fail = self.alerts(), 5
+        alerts.post("one", "text")
+        for _ in range(5):
+            alerts.step()
+        self.assertEqual(self.sent, [])
+        self.assertIn("is dropped after 5 tries: mail server down", self.lines[-1])
+
+    def test_without_an_address_nothing_is_mailed_and_a_line_says_so(self):
+        alerts = self.alerts(alert_to_email=())
+        alerts.post("one", "text")
+        alerts.step()
+        self.assertEqual(self.sent, [])
+        self.assertIn("alert_to_email is not set: one", self.lines[-1])
+
+
+###############################################################################
+# Virtual time ################################################################
+###############################################################################
+
+
+class VirtualEnd(BaseException):
+    """Ends a virtual thread, wherever it waits."""
+
+
+class VirtualThread:
+    """A thread that runs only while it holds the baton; `world` is the host it belongs to."""
+
+    def __init__(self, clock, world, function, name):
+        self.clock, self.world, self.function, self.name = clock, world, function, name
+        self.baton = threading.Lock()
+        self.baton.acquire()
+        self.ticket = 0          # of its newest entry in the queue; older entries are void
+        self.killed = self.done = False
+        self.thread = threading.Thread(target=self.body, daemon=True)
+
+    def body(self):
+        self.baton.acquire()
+        try:
+            if not self.killed:
+                self.function()
+        except VirtualEnd:
+            pass
+        except Exception as error:     # told by the run that drives the clock
+            self.clock.failures.append(error)
+        self.done = True
+        self.clock.pass_on()
+
+
+class VirtualClock:
+    """Hands one baton from thread to thread in the order of their virtual times.
+
+    Exactly one thread runs at any moment, and which one comes next depends on the times and on the
+    order of the requests alone: so a run is the same to the byte whenever it is repeated.
+    """
+
+    def __init__(self):
+        self.time = 1000.0
+        self.queue = []
+        self.order = 0
+        self.current = None
+        self.threads = []
+        self.failures = []
+
+    def spawn(self, world, function, name):
+        thread = VirtualThread(self, world, function, name)
+        thread.thread.start()
+        self.enter(thread, self.time)
+        self.threads.append(thread)
+        return thread
+
+    def enter(self, thread, at):
+        """Let the thread go on at this time; that replaces what it waited for."""
+        self.order += 1
+        thread.ticket = self.order
+        heapq.heappush(self.queue, (at, self.order, thread))
+
+    def next_thread(self):
+        while True:
+            at, ticket, thread = heapq.heappop(self.queue)
+            if ticket == thread.ticket and not thread.done:
+                self.time = max(self.time, at)
+                return thread
+
+    def pass_on(self):
+        self.current = self.next_thread()
+        self.current.baton.release()
+
+    def wait(self, seconds):
+        """The running thread waits, for ever when seconds is None, until `enter` lets it go on."""
+        me = self.current
+        if seconds is not None:
+            self.enter(me, self.time + max(0.0, seconds))
+        following = self.next_thread()
+        if following is not me:
+            self.current = following
+            following.baton.release()
+            me.baton.acquire()
+        if me.killed:
+            raise VirtualEnd()
+
+    def kill(self, thread):
+        if not thread.done and thread is not self.current:
+            thread.killed = True
+            self.enter(thread, self.time)
+
+    def drive(self, function):
+        """Run function as the first virtual thread, on the calling thread; then end all others."""
+        self.current = VirtualThread(self, None, None, "driver")
+        try:
+            result = function()
+        finally:
+            while not all(thread.done for thread in self.threads):
+                for thread in self.threads:
+                    self.kill(thread)
+                self.wait(0)
+        if self.failures:
+            raise self.failures[0]
+        return result
+
+
+class VirtualMutex:
+    """A lock between the virtual threads of one host, first come first served."""
+
+    def __init__(self, clock):
+        self.clock, self.owner, self.waiting = clock, None, []
+
+    def __enter__(self):
+        while self.owner is not None:
+            self.waiting.append(self.clock.current)
+            self.clock.wait(None)
+        self.owner = self.clock.current
+
+    def __exit__(self, *_):
+        self.owner = None
+        if self.waiting:
+            self.clock.enter(self.waiting.pop(0), self.clock.time)
+
+
+class VirtualWorld:
+    """The door to the world of one host of a VirtualCluster: nothing behind it is real."""
+
+    def __init__(self, cluster, name):
+        self.cluster, self.name, self.clock = cluster, name, cluster.clock
+        self.threads, self.asleep, self.woken = {}, set(), set()
+        self.stop_handler = None
+
+    def now(self):
+        return self.clock.time
+
+    def utc_text(self):
+        return "{:.3f} s of virtual time".format(self.clock.time)
+
+    def host_name(self):
+        return self.name
+
+    def environment(self):
+        return {"HOME": "/home/airflow"}
+
+    def random_id(self):
+        return "{:016x}".format(self.cluster.random.getrandbits(64))
+
+    def mutex(self):
+        return VirtualMutex(self.clock)
+
+    def run_loops(self, steps):
+        for name, step in steps.items():
+            body = functools.partial(self.loop, name, step)
+            self.threads[name] = self.clock.spawn(self, body, name)
+        while not all(thread.done for thread in self.threads.values()):
+            self.clock.wait(1.0)
+
+    def loop(self, name, step):
+        delay = step()
+        while delay is not None:
+            if name not in self.woken:
+                self.asleep.add(name)
+                self.clock.wait(delay)
+                self.asleep.discard(name)
+            self.woken.discard(name)
+            delay = step()
+
+    def wake(self, name):
+        self.woken.add(name)
+        if name in self.asleep:
+            self.clock.enter(self.threads[name], self.clock.time)
+
+    def on_stop_signal(self, handler):
+        self.stop_handler = handler
+
+    def run(self, commands):
+        return self.cluster.deliver(self.name, commands)
+
+    def read_text(self, path):
+        return None
+
+    def send_mail(self, smtp, recipients, alert):
+        self.cluster.mails.append("{:.3f} {}".format(self.clock.time, alert.subject))
+
+
+class VirtualMetadata(asfc.MetadataService):
+    """A metadata service in memory; each exchange takes a moment of virtual time."""
+
+    def __init__(self, cluster):
+        self.cluster, self.records = cluster, {}
+        self.away = False
+
+    def exchange(self, writes=()):
+        self.cluster.clock.wait(0.004)
+        if self.away:
+            self.cluster.clock.wait(1.0)
+            raise asfc.MetadataError("the virtual metadata service is away")
+        won = []
+        for write in writes:
+            found = self.records.get(write.name)
+            won.append((found.version if found else None) == write.expected_version)
+            if won[-1]:
+                self.records[write.name] = asfc.Record((write.expected_version or 0) + 1, write.value)
+        records = dict(self.records)
+        self.cluster.clock.wait(0.004)
+        return asfc.Exchange(tuple(won), records)
+
+    def legacy_heartbeat(self):
+        return None
+
+    def describe(self):
+        return "virtual metadata"
+
+
+class VirtualCluster:
+    """Hosts a, b and c with a controller each, driven through virtual time by the controller's own
+    code; the nodes are NodeModels, which are held against the real script in tests of their own."""
+    START_S = 2.0   # of the scheduler itself
+
+    def __init__(self, seed, names=("a", "b", "c"), **keys):
+        self.random = random.Random(seed)
+        self.clock = VirtualClock()
+        self.metadata = VirtualMetadata(self)
+        self.models = {name: NodeModel(lambda: self.clock.time) for name in names}
+        self.broken, self.cut, self.mails, self.lines = set(), set(), [], []
+        self.starts = self.most_alive = 0
+        self.worlds, self.controllers, self.runs = {}, {}, {}
+        self.keys = dict(dict(scheduler_nodes_in_cluster=", ".join(names),
+                              alert_to_email="ops@example.org"), **keys)
+
+    def start_controller(self, name):
+        """A new run of the controller of a node, as verb_start makes it."""
+        world = self.worlds[name] = VirtualWorld(self, name)
+        world.read_text = lambda path: "[scheduler_failover]\n" + "".join(
+            "{} = {}\n".format(*item) for item in sorted(self.keys.items()))
+        configuration = asfc.Configuration.load(world, "/airflow.cfg")
+        log = logging.Logger("virtual " + name, logging.INFO)
+        log.addHandler(VirtualLog(self, name))
+        self.controllers[name] = controller = asfc.FailoverController(
+            world, configuration, self.metadata, asfc.Nodes(world, configuration), "lock-" + name,
+            lambda: self.models[name].gate, log)
+        self.runs[name] = self.clock.spawn(world, controller.run, "controller")
+
+    def kill_controller(self, name):
+        for thread in list(self.worlds[name].threads.values()) + [self.runs[name]]:
+            self.clock.kill(thread)
+
+    def stop_controller(self, name):
+        self.worlds[name].stop_handler("SIGTERM")
+
+    def kill_scheduler(self, remnants=0):
+        for model in self.models.values():
+            if model.mains:
+                model.die(remnants)
+
+    def deliver(self, sender, commands):
+        """The commands arrive, are answered one after the other, and the replies come back."""
+        began = self.clock.time
+        self.clock.wait(0.05)
+        results = [self.answer(sender, command) for command in commands]
+        limits = [command.timeout_s for command, result in zip(commands, results) if result.problem]
+        self.clock.wait(max(limits) - (self.clock.time - began) if limits else 0.05)
+        return results
+
+    def answer(self, sender, command):
+        request = command.request
+        if request.node in self.cut and request.node != sender:
+            return asfc.CommandResult(None, "", "", "no answer in time")
+        model = self.models[request.node]
+        text = model.answer(request)
+        if request.verb == "start" and model.command:
+            self.starts += 1
+            self.clock.spawn(None, functools.partial(self.become, request.node, model.command), "start")
+        return asfc.CommandResult(0, text, "")
+
+    def become(self, name, command):
+        """A start command either becomes a scheduler after a while, or fails."""
+        self.clock.wait(self.START_S)
+        model = self.models[name]
+        if model.command is not command:
+            return
+        if name in self.broken:
+            model.fail("airflow: broken")
+            return
+        model.appear()
+        alive = sum(len(model.mains) for model in self.models.values())
+        self.most_alive = max(self.most_alive, alive)
+
+    def home(self):
+        """The nodes on which schedulers live."""
+        return "".join(name for name in sorted(self.models) for _ in self.models[name].mains)
+
+    def active(self):
+        return "".join(name for name in sorted(self.controllers)
+                       if not self.runs[name].done and self.controllers[name].lease.active)
+
+
+class VirtualLog(logging.Handler):
+    """Keeps a controller's lines with their virtual time."""
+
+    def __init__(self, cluster, name):
+        super().__init__()
+        self.cluster, self.node = cluster, name
+
+    def emit(self, record):
+        self.cluster.lines.append("{:9.3f} {} {}".format(
+            self.cluster.clock.time, self.node, record.getMessage()))
+
+
+def an_hour(seed):
+    """An hour with a fault every few minutes. Returns the cluster and what held after each fault."""
+    cluster = VirtualCluster(seed)
+    seen = []
+
+    def look(what, seconds):
+        cluster.clock.wait(seconds)
+        seen.append((what, cluster.home(), cluster.active()))
+
+    def play():
+        for name in cluster.models:
+            cluster.start_controller(name)
+        look("three start at once", 120)
+        first = cluster.active()
+        cluster.kill_scheduler(remnants=3)
+        look("the scheduler dies and leaves remnants", 60)
+        cluster.kill_controller(first)
+        look("the active controller is killed", 60)
+        cluster.start_controller(first)
+        look("and started again, as a standby", 120)
+        cluster.broken.add("a")
+        cluster.kill_scheduler()
+        look("the scheduler dies where none can be started", 120)
+        cluster.broken.clear()
+        cluster.stop_controller(cluster.active())
+        look("the active controller is stopped", 60)
+        cluster.cut.update("abc")
+        cluster.kill_scheduler()
+        look("the scheduler dies while no node can reach another", 120)
+        cluster.cut.clear()
+        look("the nodes can reach each other again", 60)
+        cluster.metadata.away = True
+        look("the metadata is away", 60)
+        cluster.metadata.away = False
+        look("the metadata is back", 120)
+        look("a quiet rest of the hour", 4600 - cluster.clock.time)
+
+    cluster.clock.drive(play)
+    return cluster, seen
+
+
+class VirtualHourTest(unittest.TestCase):
+    def test_the_controllers_go_through_an_hour_of_faults_in_seconds_and_never_run_two(self):
+        began = time.monotonic()
+        cluster, seen = an_hour(seed=1)
+        self.assertLess(time.monotonic() - began, 5, "an hour of virtual time has to pass in 5 s")
+        homes = [(what, home, len(active)) for what, home, active in seen]
+        self.assertEqual(cluster.most_alive, 1)
+        for what, home, active in homes:
+            with self.subTest(what):
+                silent = what in ("the scheduler dies while no node can reach another",)
+                self.assertLessEqual(active, 1)
+                self.assertEqual(len(home), 0 if silent else 1, "\n".join(cluster.lines))
+        self.assertEqual(homes[4][1], "b")
+        self.assertEqual(seen[-1][2], seen[-3][2], "an outage of the metadata changes no role")
+        self.assertEqual(cluster.clock.time, 4600.0)
+
+    def test_the_same_hour_twice_is_the_same_to_the_byte(self):
+        runs = [an_hour(seed=7) for _ in range(2)]
+        texts = [repr((seen, cluster.lines, cluster.mails, sorted(cluster.metadata.records.items())))
+                 for cluster, seen in runs]
+        self.assertEqual(texts[0], texts[1])
+        self.assertGreater(len(runs[0][0].lines), 50)
+
+
+###############################################################################
+# Lease #######################################################################
+###############################################################################
+
+
+def settings(**changes):
+    """What the controller reads of a configuration, with the defaults of protocol.md's Timing."""
+    values = dict(
+        node_name="a", scheduler_nodes_in_cluster=("a", "b", "c"), poll_frequency=10.0,
+        heartbeat_timeout=30.0, heartbeat_interval_s=3.0, acting_window_s=20.0,
+        retry_interval_s=1.0, metadata_limit_s=3.0, settle_s=5.0, query_timeout=5.0,
+        scheduler_start_timeout=90.0, stop_timeout_s=26.0, scheduler_restart_budget=3,
+        scheduler_restart_window=600.0, scheduler_restart_sleep_time=35.0, health_threshold_s=30.0,
+        health_urls=(), health_page_verify_tls=True, retry_count_before_alerting=5,
+        alert_to_email=("ops@example.org",), alert_email_subject="no scheduler", smtp=None,
+        logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc")
+    values.update(changes)
+    return argparse.Namespace(**values)
+
+
+class LeaseBench:
+    """Leases of several controllers over one store, driven by hand on a clock that is set by hand."""
+
+    def __init__(self):
+        self.time, self.ids = 1000.0, 0
+        self.records, self.fail, self.late = {}, "", []
+        self.legacy = None
+        self.log = logging.getLogger("asfc-test-lease")
+        self.log.addHandler(logging.NullHandler())
+        self.log.propagate = False
+
+    # the door
+    def now(self):
+        return self.time
+
+    def utc_text(self):
+        return "at {:g}".format(self.time)
+
+    def random_id(self):
+        self.ids += 1
+        return "id{}".format(self.ids)
+
+    def mutex(self):
+        return threading.Lock()
+
+    def wake(self, name):
+        pass
+
+    # the metadata service
+    def exchange(self, writes=()):
+        if self.fail == "before":
+            raise asfc.MetadataError("away")
+        won = tuple(self.apply(write) for write in writes)
+        if self.fail == "after":
+            raise asfc.MetadataError("the reply was lost")
+        return asfc.Exchange(won, dict(self.records))
+
+    def apply(self, write):
+        found = self.records.get(write.name)
+        if (found.version if found else None) != write.expected_version:
+            return False
+        self.records[write.name] = asfc.Record((write.expected_version or 0) + 1, write.value)
+        return True
+
+    def read_all(self):
+        return self.exchange().records
+
+    def legacy_heartbeat(self):
+        return self.legacy
+
+    # driving
+    def lease(self, node, lock_id=None, gate=None, **changes):
+        return asfc.Lease(self, settings(node_name=node, **changes), self, lock_id or "lock-" + node,
+                          lambda: gate, self.log)
+
+    def cluster(self):
+        return asfc.ClusterRecord.from_text(self.records["cluster"].value)
+
+    def put(self, record):
+        found = self.records.get("cluster")
+        self.records["cluster"] = asfc.Record((found.version if found else 0) + 1, record.to_text())
+
+
+class LeaseTest(unittest.TestCase):
+    def setUp(self):
+        self.bench = LeaseBench()
+
+    def active(self, node="a", **changes):
+        lease = self.bench.lease(node, **changes)
+        lease.beat()
+        self.assertTrue(lease.active)
+        return lease
+
+    def test_the_first_controller_makes_the_record_and_every_node_is_possible(self):
+        self.active()
+        record = self.bench.cluster()
+        self.assertEqual((record.holder, record.term, record.possible_nodes, record.assigned),
+                         ("a", 1, ("a", "b", "c"), False))
+
+    def test_a_controller_that_makes_the_record_exceeds_what_its_own_gate_holds(self):
+        self.active(gate=asfc.Gate(asfc.Pair(7, 9), "x", "old-cluster", "a"))
+        record = self.bench.cluster()
+        self.assertEqual((record.cluster, record.term, record.move), ("old-cluster", 8, 9))
+
+    def test_of_many_that_claim_at_once_one_wins(self):
+        leases = [self.bench.lease(node) for node in "abcdefghij"]
+        for lease in leases:
+            lease._take_in({})          # all have seen that there is no record
+        for lease in leases:
+            lease._send_claim("test")
+        self.assertEqual([lease.active for lease in leases].count(True), 1)
+        self.assertEqual(self.bench.cluster().term, 1)
+
+    def test_acting_ends_two_thirds_of_h_after_the_last_confirmed_write_was_sent(self):
+        lease = self.active()
+        self.bench.fail = "before"
+        for seconds, expected in ((19.9, True), (0.2, False)):
+            self.bench.time += seconds
+            lease.beat()
+            self.assertEqual(lease.may_act(), expected)
+
+    def test_a_standby_claims_only_after_the_holders_own_h_without_a_change(self):
+        self.active()
+        standby = self.bench.lease("b", heartbeat_timeout=10.0)   # a promised 30
+        standby.beat()
+        for seconds, expected in ((15, False), (14.9, False), (0.1, True)):
+            self.bench.time += seconds
+            standby.beat()
+            self.assertEqual(standby.active, expected)
+        self.assertEqual(self.bench.cluster().term, 2)
+
+    def test_a_heartbeat_that_moves_keeps_the_standby_away(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        for _ in range(40):
+            self.bench.time += 3
+            holder.expect_work(10)
+            holder.beat()
+            standby.beat()
+            self.assertFalse(standby.active)
+        self.assertTrue(holder.may_act())
+
+    def test_two_never_act_at_the_same_time_when_the_holder_is_frozen(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        standby.beat()
+        self.bench.time += 30
+        standby.beat()
+        self.assertTrue(standby.may_act())
+        self.assertFalse(holder.may_act())
+        holder.beat()
+        self.assertFalse(holder.active)
+        self.assertEqual(self.bench.cluster().holder, "b")
+
+    def test_a_lease_that_was_given_up_is_taken_at_once(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        standby.beat()
+        holder.release()
+        standby.beat()
+        self.assertTrue(standby.active)
+        self.assertIsNone(holder.beat())
+
+    def test_a_cleared_record_is_taken_only_after_h_and_keeps_its_term(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        standby.beat()
+        self.bench.put(self.bench.cluster().emptied())
+        holder.beat()
+        self.assertFalse(holder.active)
+        for seconds, expected in ((0, False), (29.9, False), (0.2, True)):
+            self.bench.time += seconds
+            standby.beat()
+            self.assertEqual(standby.active, expected)
+        self.assertEqual((self.bench.cluster().term, self.bench.cluster().possible_nodes),
+                         (2, ("a", "b", "c")))
+
+    def test_a_restarted_controller_takes_its_own_lease_back_with_a_new_term(self):
+        cases = (("a", "lock-a", True), ("a", "another-lock", False), ("b", "lock-a", False))
+        for node, lock_id, expected in cases:
+            self.bench.records.clear()
+            self.active()
+            again = self.bench.lease(node, lock_id)
+            again.beat()
+            self.assertEqual((again.active, self.bench.cluster().term), (expected, 1 + expected))
+
+    def test_a_record_that_names_this_instance_makes_nobody_active(self):
+        lease = self.bench.lease("a", lock_id="other")
+        self.bench.put(asfc.ClusterRecord("c", 5, holder="a", instance=lease.instance, lock_id="x"))
+        lease.beat()
+        self.assertFalse(lease.active)
+
+    def test_a_claim_whose_reply_was_lost_counts_from_before_it_was_sent(self):
+        lease = self.bench.lease("a")
+        self.bench.fail = "after"
+        lease.beat()                  # the read fails: nothing is known
+        self.bench.fail = ""
+        lease._take_in({})
+        self.bench.fail = "after"
+        with self.assertRaises(asfc.MetadataError):
+            lease._send_claim("test")
+        self.assertFalse(lease.active)
+        self.bench.fail = ""
+        self.bench.time += 5
+        lease.beat()
+        self.assertTrue(lease.active)
+        self.assertEqual(self.bench.cluster().term, 1)
+        self.bench.fail = "before"
+        self.bench.time += 15.1
+        self.assertFalse(lease.may_act())
+
+    def test_a_claim_that_arrives_after_it_was_looked_for_counts_from_when_it_was_first_sent(self):
+        lease = self.bench.lease("a")
+        lease._take_in({})
+        self.bench.fail = "before"             # the first claim is under way for a while
+        with self.assertRaises(asfc.MetadataError):
+            lease._send_claim("test")
+        first = lease._first_record()._replace(term=1, holder="a", instance=lease.instance)
+        self.bench.fail = ""
+        lease._take_in({})                     # it has not arrived yet
+        self.bench.put(first)                  # now it has
+        self.bench.time += 19
+        lease._send_claim("again")             # loses against the first one
+        self.assertTrue(lease.active)
+        self.assertTrue(lease.may_act())
+        self.bench.time += 1.1
+        self.assertFalse(lease.may_act())
+
+    def test_a_renewal_whose_reply_was_lost_is_looked_for_before_the_next(self):
+        lease = self.active()
+        self.bench.fail = "after"
+        self.bench.time += 3
+        self.assertEqual(lease.beat(), 1.0)
+        self.bench.fail = ""
+        self.bench.time += 1
+        lease.beat()
+        self.assertTrue(lease.may_act())
+        self.assertEqual(self.bench.records["cluster"].version, 3)
+
+    def test_after_an_outage_the_holder_has_time_to_come_back_first(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        standby.beat()
+        holder.expect_work(100)
+        self.bench.fail = "before"
+        for _ in range(60):
+            self.bench.time += 1
+            holder.beat()
+            standby.beat()
+        self.bench.fail = ""
+        standby.beat()
+        self.assertFalse(standby.active)
+        holder.beat()
+        self.assertTrue(holder.may_act())
+        self.assertEqual(self.bench.cluster().term, 1)
+
+    def test_a_main_loop_that_is_overdue_by_h_stops_the_heartbeat(self):
+        lease = self.active()
+        lease.expect_work(10)
+        for seconds, moves in ((39, True), (2, False)):
+            self.bench.time += seconds
+            version = self.bench.records["cluster"].version
+            lease.beat()
+            self.assertEqual(self.bench.records["cluster"].version > version, moves)
+
+    def test_a_command_never_carries_a_successors_pair(self):
+        holder, standby = self.active(), self.bench.lease("b")
+        decided_on = holder.record
+        self.assertEqual(holder.stamp(decided_on).pair, asfc.Pair(1, 0))
+        standby.beat()
+        self.bench.time += 30
+        standby.beat()
+        holder.beat()                  # the holder reads its successor's record
+        self.assertEqual(holder.record.holder, "b")
+        self.assertIsNone(holder.stamp(holder.record))
+        self.assertEqual(holder.stamp(decided_on).pair, asfc.Pair(1, 0))
+
+    def test_a_controller_with_another_state_directory_never_becomes_active(self):
+        self.active().release()
+        other = self.bench.lease("b", state_dir="/var/lib/asfc")
+        other.beat()
+        self.bench.time += 60
+        other.beat()
+        self.assertFalse(other.active)
+        self.bench.put(self.bench.cluster().emptied())   # clear_metadata makes way for a new one
+        other.beat()
+        self.bench.time += 31
+        other.beat()
+        self.assertTrue(other.active)
+
+    def test_a_newer_format_is_never_overwritten(self):
+        self.bench.put(asfc.ClusterRecord("c"))
+        text = self.bench.records["cluster"].value.replace('"format": 1', '"format": 2')
+        self.bench.records["cluster"] = asfc.Record(3, text)
+        lease = self.bench.lease("a")
+        for _ in range(50):
+            lease.beat()
+            self.bench.time += 3
+        self.assertFalse(lease.active)
+        self.assertEqual(self.bench.records["cluster"], asfc.Record(3, text))
+
+    def test_a_verbs_write_costs_the_holder_nothing(self):
+        lease = self.active()
+        self.bench.put(self.bench.cluster()._replace(starts=(asfc.StartMade("b", 1.0),)))
+        lease.beat()
+        self.assertTrue(lease.active)
+        self.assertEqual(self.bench.cluster().starts, (asfc.StartMade("b", 1.0),))
+
+    def test_an_update_is_made_again_on_what_a_verb_wrote_between(self):
+        lease = self.active()
+        self.bench.put(self.bench.cluster()._replace(heartbeat_at="by a verb"))
+        self.assertTrue(lease.update(lambda record: record._replace(move=record.move + 1)))
+        self.assertEqual(self.bench.cluster().move, 1)
+
+    def test_the_old_controllers_heartbeat_must_stand_still_before_the_first_term(self):
+        self.bench.legacy = "2026-01-01 00:00:00"
+        lease = self.bench.lease("a")
+        for seconds, expected in ((0, False), (24.9, False), (0.2, True)):
+            self.bench.time += seconds
+            lease.beat()
+            self.assertEqual(lease.active, expected)
+
+    def test_an_old_controller_whose_heartbeat_moves_ends_this_one(self):
+        self.bench.legacy = "2026-01-01 00:00:00"
+        lease = self.bench.lease("a")
+        lease.beat()
+        self.bench.legacy = "2026-01-01 00:00:10"
+        with self.assertRaisesRegex(asfc.RefusedError, "Stop it on every node"):
+            lease.beat()
+
+    def test_an_own_lease_is_taken_back_without_watching_the_old_controller(self):
+        self.active()
+        self.bench.legacy = "2026-01-01 00:00:00"
+        again = self.bench.lease("a")
+        again.beat()
+        self.assertTrue(again.active)
+
+
+###############################################################################
+# Decision ####################################################################
+###############################################################################
+
+
+def report_of(node, state, pair=asfc.Pair(3, 5), **fields):
+    """A node's answer: `running`, `stopped`, `starting`, `silent` or `refused`."""
+    gate = asfc.Gate(pair, "me", "cluster", node)
+    main = asfc.Process(70, 7000, 1, 70, 1000, "python airflow scheduler")
+    shapes = {
+        "running": dict(state=asfc.RUNNING, reason="pid 70 runs", answered=True, gate=gate,
+                        mains=(main,)),
+        "stopped": dict(state=asfc.STOPPED, reason="none runs", answered=True, gate=gate),
+        "starting": dict(state=asfc.UNKNOWN, reason="a start is under way", answered=True, gate=gate,
+                         intent=asfc.Intent(pair, "me", True, 2.0, None)),
+        "silent": dict(state=asfc.UNKNOWN, reason="no answer within 5 s"),
+        "refused": dict(state=asfc.UNKNOWN, reason="refused", answered=True, refused="newer pair")}
+    return asfc.NodeReport(node=node, **dict(shapes[state], **fields))
+
+
+def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_SIGN, alive_s=500.0,
+             cleaned=(), **fields):
+    record = asfc.ClusterRecord(**dict(dict(
+        cluster="cluster", term=3, move=5, holder="a", instance="me", possible_nodes=tuple(possible),
+        assigned=True, started=True, clock_s=9000.0), **fields))
+    reports = {node: state if isinstance(state, asfc.NodeReport) else report_of(node, state)
+               for node, state in states.items()}
+    for node in "abc":
+        reports.setdefault(node, report_of(node, "stopped"))
+    return asfc.Observation(now, record, "me", reports, attempt, health, alive_s, frozenset(cleaned))
+
+
+def in_words(decision):
+    """The actions of a decision in short: `possible=ab new`, `start b`, `stop a`."""
+    words = []
+    for action in decision.actions:
+        if isinstance(action, asfc.ChangeRecord):
+            parts = sorted(action.fields)
+            if "possible_nodes" in parts:
+                parts = ["possible=" + "".join(action.fields["possible_nodes"])]
+            words.append(" ".join(parts + ["new"] * action.new_move))
+        else:
+            verb = "start" if isinstance(action, asfc.StartScheduler) else "stop"
+            words.append(verb + " " + action.node)
+    return "; ".join(words)
+
+
+FAILED_A = (asfc.FailedNode("a", 9050.0, 60.0, "died"),)
+FAILED_ALL = FAILED_A + (asfc.FailedNode("b", 9020.0, 60.0, "died"),
+                         asfc.FailedNode("c", 9030.0, 60.0, "died"))
+REMNANT = asfc.Process(71, 7001, 1, 70, 1000, "airflow worker")
+TWO = (asfc.Process(70, 7000, 1, 70, 1000, "one"), asfc.Process(90, 9000, 1, 90, 1000, "two"))
+ENDED = asfc.Intent(asfc.Pair(3, 5), "me", False, 40.0, 6.0)
+JUST_ENDED = ENDED._replace(ended_s=1.0)
+LONG = asfc.Intent(asfc.Pair(3, 5), "me", True, 100.0, None)
+STUCK = asfc.HealthSign(True, "12:00:00", 31.0)
+SEEN = asfc.Attempt("a", asfc.Pair(3, 5), 4990.0, "", seen_at=4991.0)
+
+
+class DecisionTest(unittest.TestCase):
+    # name of the case: (observation, actions in words, a part of the sentence)
+    CASES = {
+        "all is well": (
+            observed("a", {"a": "running"}), "", "no action: I am active, the scheduler runs on a"),
+        "first start: nothing while one node is unknown": (
+            observed("abc", {"c": "silent"}, assigned=False, started=False), "",
+            "a scheduler may run on c"),
+        "first start: all stopped, the first node is chosen": (
+            observed("abc", {}, assigned=False, started=False), "possible=bca new",
+            "moving the scheduler to a"),
+        "first start: one runs and is adopted": (
+            observed("abc", {"b": "running"}, assigned=False, started=False), "possible=acb new",
+            "runs on b is the one"),
+        "first start: of two the first in the list is adopted": (
+            observed("abc", {"b": "running", "c": "running"}, assigned=False, started=False),
+            "possible=acb new", "runs on b"),
+        "one runs beside the adopted one": (
+            observed("acb", {"b": "running", "c": "running"}), "stop c", "the scheduler runs on b"),
+        "two on one host": (
+            observed("a", {"a": report_of("a", "running", mains=TWO)}), "stop a", "2 schedulers"),
+        "nodes that proved it leave the list": (
+            observed("bca", {"a": "running", "c": "silent"}), "possible=ca", "only c, a"),
+        "an unknown node stays possible": (
+            observed("ca", {"a": "running", "c": "silent"}), "", "waiting for c: no answer"),
+        "dead: started again in place with a new move": (
+            observed("a", {}), "possible=a new; start a", "starting the scheduler on a, term 3"),
+        "dead, and an impossible node is silent: started all the same": (
+            observed("a", {"b": "silent"}), "possible=a new; start a", "starting"),
+        "dead, and a possible node is silent: nothing": (
+            observed("ba", {"b": "silent"}), "", "a scheduler may run on b"),
+        "the active scheduler node is silent: nothing": (
+            observed("a", {"a": "silent"}), "", "Bring a back"),
+        "a refused answer proves nothing": (
+            observed("a", {"a": "refused"}), "", "metadata here is older than what the nodes"),
+        "an answer at an older pair proves nothing": (
+            observed("a", {"a": report_of("a", "stopped", asfc.Pair(3, 4))}), "", "may run on a"),
+        "a move: its last step shrinks the list and starts, by the move already taken": (
+            observed("ab", {}, started=False), "possible=b; start b", "a: none runs; b: none runs"),
+        "a move whose target does not answer takes another": (
+            observed("ab", {"b": "silent"}, started=False), "", "a scheduler may run on b"),
+        "a left node that runs before a start elsewhere stays": (
+            observed("ab", {"a": "running", "b": "silent"}, started=False), "possible=ba new", "is the one"),
+        "one is seen where none was expected": (
+            observed("a", {"a": "running", "c": "running"}), "possible=ca", "found on c"),
+        "one runs elsewhere while the active scheduler node is silent": (
+            observed("ca", {"a": "silent", "c": "running"}), "stop c", "does not answer"),
+        "one runs elsewhere and the active scheduler node has none": (
+            observed("ca", {"c": "running"}), "possible=ac new", "runs on c is the one"),
+        "a start under way is waited for": (
+            observed("a", {"a": "starting"}), "", "starting: a: a start is under way"),
+        "a start command that just ended is waited for": (
+            observed("a", {"a": report_of("a", "starting", intent=JUST_ENDED)}), "", "starting"),
+        "a start that showed no process has failed": (
+            observed("a", {"a": report_of("a", "starting", intent=ENDED)}), "stop a; failed",
+            "no scheduler appeared within 6 s"),
+        "a start command that runs too long has failed": (
+            observed("a", {"a": report_of("a", "starting", intent=LONG)}), "stop a; failed",
+            "has run for 100 s"),
+        "a failed node is left for the next": (
+            observed("a", {}, failed=FAILED_A), "possible=ab new", "moving the scheduler to b from a"),
+        "a failed node is left for the next that answers": (
+            observed("a", {"b": "silent"}, failed=FAILED_A), "possible=ac new", "to c from a"),
+        "only failed nodes: the one whose time is over first": (
+            observed("a", {}, failed=FAILED_ALL), "possible=ab new", "to b from a"),
+        "only failed nodes: not sooner than a poll after the last start": (
+            observed("a", {}, failed=FAILED_ALL, starts=(asfc.StartMade("c", 8995.0),)), "",
+            "every node that answers has failed"),
+        "the restart budget is used up": (
+            observed("a", {}, starts=tuple(asfc.StartMade("a", at) for at in (8500., 8600., 8700.))),
+            "possible=ab new", "to b from a"),
+        "starts before the window don't count": (
+            observed("a", {}, starts=tuple(asfc.StartMade("a", at) for at in (8000., 8600., 8700.))),
+            "possible=a new; start a", "starting"),
+        "died before it showed life: a failed start": (
+            observed("a", {}, attempt=SEEN), "failed", "it died within 10 s of its start"),
+        "a start that did not arrive is no failure": (
+            observed("a", {}, attempt=SEEN._replace(seen_at=None)), "", "did not take place"),
+        "remnants are stopped before the next start": (
+            observed("a", {"a": report_of("a", "stopped", remnants=(REMNANT,))}), "stop a", "remnants"),
+        "remnants that can't be stopped hold nothing up": (
+            observed("a", {"a": report_of("a", "stopped", remnants=(REMNANT,))}, cleaned="a"),
+            "possible=a new; start a", "starting"),
+        "hung: two signs": (
+            observed("a", {"a": "running"}, health=STUCK), "stop a", "hung"),
+        "one sign is not hung: the page can't be read": (
+            observed("a", {"a": "running"}, health=STUCK._replace(readable=False)), "", "no action"),
+        "one sign is not hung: the heartbeat moved lately": (
+            observed("a", {"a": "running"}, health=STUCK._replace(unchanged_s=29.0)), "", "no action"),
+        "a young scheduler is not hung": (
+            observed("a", {"a": "running"}, health=STUCK, alive_s=34.0), "", "no action"),
+        "started, and not yet sure": (
+            observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
+        "an old failure is forgotten": (
+            observed("a", {"a": "running"}, failed=FAILED_A), "failed", "no action"),
+    }
+
+    def test_each_observation_leads_to_its_decision(self):
+        for name, (seen, actions, words) in self.CASES.items():
+            with self.subTest(name):
+                decision = asfc.decide(seen, settings())
+                self.assertEqual(in_words(decision), actions)
+                self.assertIn(words, decision.sentence)
+
+    def test_a_start_has_worked_when_it_lived_long_enough_or_its_heartbeat_moved(self):
+        moved = asfc.HealthSign(True, "12:00:05", 1.0)
+        cases = ((SEEN, asfc.NO_HEALTH_SIGN, ""),
+                 (SEEN._replace(seen_at=4960.0), asfc.NO_HEALTH_SIGN, "worked"),
+                 (SEEN._replace(heartbeat="12:00:00"), moved, "worked"),
+                 (SEEN._replace(seen_at=4960.0, heartbeat="12:00:05"), moved, ""))
+        for attempt, health, expected in cases:
+            decision = asfc.decide(observed("a", {"a": "running"}, attempt=attempt, health=health),
+                                   settings())
+            self.assertEqual(decision.attempt_over, expected)
+
+    def test_a_start_is_only_decided_when_every_possible_node_has_proved_that_none_runs(self):
+        """Every combination of three nodes' answers and possible nodes."""
+        states = ("running", "stopped", "starting", "silent", "refused")
+        starts = 0
+        for possible in ("a", "ab", "ba", "bca", "acb", "abc"):
+            for assigned, started in ((False, False), (True, False), (True, True)):
+                for answers in itertools.product(states, repeat=3):
+                    seen = observed(possible, dict(zip("abc", answers)), assigned=assigned,
+                                    started=started)
+                    decision = asfc.decide(seen, settings())
+                    for action in decision.actions:
+                        if isinstance(action, asfc.StartScheduler):
+                            starts += 1
+                            self.assertTrue(all(map(seen.proven_stopped, possible)))
+                            self.assertNotIn("running", answers)
+                            self.assertEqual(decision.actions[0].fields["possible_nodes"],
+                                             (action.node,))
+        self.assertGreater(starts, 0)
+
+    def test_a_round_in_which_schedulers_had_to_be_stopped_has_failed(self):
+        for name in ("two on one host", "one runs beside the adopted one", "hung: two signs"):
+            self.assertIs(asfc.decide(self.CASES[name][0], settings()).healthy, False, name)
+
+    def test_a_large_restart_budget_can_run_out_too(self):
+        starts = tuple(asfc.StartMade("a", 8900.0 + at) for at in range(24))
+        large = settings(scheduler_restart_budget=25)
+        decision = asfc.decide(observed("a", {}, starts=starts), large)
+        self.assertEqual(len(decision.actions[0].fields["starts"]), 25)
+        self.assertEqual(in_words(asfc.decide(observed("a", {}, starts=starts + starts[:1]), large)),
+                         "possible=ab new")
+
+    def test_the_back_off_of_a_failed_node_doubles_up_to_an_hour(self):
+        record = asfc.ClusterRecord("cluster", clock_s=100.0)
+        waits = []
+        for _ in range(8):
+            record = record._replace(failed=asfc.mark_failed(record, "a", "died"))
+            waits.append(record.failed[0].wait_s)
+        self.assertEqual(waits, [60, 120, 240, 480, 960, 1920, 3600, 3600])
+
+
+###############################################################################
+# Real hosts: the harness #####################################################
+###############################################################################
+#
+# Each host is a set of namespaces on this machine: processes, mounts, network, name. It has a disk
+# of its own (/srv, with the home directory /srv/airflow), an sshd with keys of its own and a link
+# into a router, where single ways can be cut. /mnt is the same directory on all hosts and outside.
+# All of them end with this process, however that ends: the kernel kills what is in a host with its
+# first process, and that one with its parent.
+
+CLONE_NEWNET = 0x40000000
+
+
+def clock():
+    """Seconds on the clock that all hosts here share, the one that process start times count on."""
+    return time.clock_gettime(7)  # CLOCK_BOOTTIME, which has no name in Python 3.6
+
+
+def process_fields(pid):
+    """The fields of /proc/PID/stat from the state on, or None when there is no such process."""
+    try:
+        with open("/proc/{}/stat".format(pid)) as file:
+            return file.read().rpartition(")")[2].split()
+    except (OSError, IOError):
+        return None
+
+
+def process_began(pid):
+    """When a process was started, on clock(), rounded down to 10 ms; None when it is gone."""
+    fields = process_fields(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else None
+
+
+def process_lives(pid):
+    """Whether a process is there and not merely waiting to be reaped."""
+    fields = process_fields(pid)
+    return bool(fields) and fields[0] not in "ZX"
+
+
+def children_of(pid):
+    """The ids of a process's children."""
+    every = [entry for entry in os.listdir("/proc") if entry.isdigit()]
+    return [int(child) for child in every if (process_fields(child) or [0, 0])[1] == str(pid)]
+
+
+def descendants_of(pid):
+    """The ids of a process's children, their children, and so on."""
+    found = children_of(pid)
+    for child in found:
+        found.extend(children_of(child))  # the list grows while it is walked
+    return found
+
+
+def write_file(path, text):
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def processes_beside(pid):
+    """The ids of all processes that live on the same host as this one."""
+    def namespace(of):
+        with contextlib.suppress(OSError):
+            return os.readlink("/proc/{}/ns/pid".format(of))
+    mine = namespace(pid)
+    return [int(other) for other in os.listdir("/proc")
+            if other.isdigit() and mine and namespace(other) == mine]
+
+
+class Keeper:
+    """A process that holds namespaces open, and dies with the tests."""
+
+    def __init__(self, *unshare):
+        self.process = subprocess.Popen(
+            ("setpriv", "--pdeathsig", "KILL", "unshare") + unshare, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+class Network(Keeper):
+    """A network of its own in which processes and sockets of the tests can live."""
+
+    def __init__(self):
+        super().__init__("--net", "sh", "-c", "echo ready; exec sleep infinity")
+        self.process.stdout.readline()
+        self.pid = self.process.pid
+        self._calls = queue.Queue()
+        self._thread = None
+
+    def configure(self, lines):
+        """Give the network some lines of ip(8)."""
+        subprocess.run(["nsenter", "-t", str(self.pid), "-n", "ip", "-batch", "-"], check=True,
+                       input="\n".join(lines) + "\n", universal_newlines=True)
+
+    def call(self, function, *arguments, **named):
+        """Call a function inside: sockets that it makes and processes that it starts live there."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, daemon=True)
+            self._thread.start()
+        reply = queue.Queue()
+        self._calls.put((function, arguments, named, reply))
+        value, error = reply.get()
+        if error:
+            raise error
+        return value
+
+    def _serve(self):
+        library = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/{}/ns/net".format(self.pid)) as namespace:
+            failed = library.setns(namespace.fileno(), CLONE_NEWNET)
+        while True:
+            function, arguments, named, reply = self._calls.get()
+            try:
+                if failed:
+                    raise OSError("can't enter the network namespace")
+                reply.put((function(*arguments, **named), None))
+            except BaseException as error:  # it belongs to the caller, whatever it is
+                reply.put((None, error))
+
+
+class HostProcess:
+    """A process on a host, with its id as this machine's root sees it."""
+
+    def __init__(self, entrance, host, output):
+        self._entrance = entrance  # nsenter: it waits for the process and passes its status on
+        self.host = host
+        self.output_path = output
+        self.pid = wait_until(lambda: children_of(entrance.pid)
+                              or entrance.poll() is not None and [-1],
+                              10, "a process on " + host.name)[0]
+
+    def alive(self):
+        return self.pid > 0 and process_lives(self.pid)
+
+    def status(self):
+        """The exit status, or None while it lives."""
+        return self._entrance.poll()
+
+    def wait(self, timeout_s):
+        """Its exit status; fails after the time limit, with what it had said."""
+        return wait_until(lambda: (self.status() is not None and [self.status()]), timeout_s,
+                          lambda: "the end of the process, which said:\n" + self.output())[0]
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        """SIGKILL, and wait until the kernel is done with it. A frozen process dies, too."""
+        if self.alive():
+            self.send(signal.SIGKILL)
+        wait_until(lambda: not self.alive(), 10, "the death of a process")
+        self.forget()
+
+    def forget(self):
+        """End what waits for the process; it may stand still as the process did."""
+        self._entrance.kill()
+        self._entrance.wait()
+
+    def freeze(self, children=False):
+        """SIGSTOP; with its children too, as when the whole machine stands still."""
+        for pid in [self.pid] + (descendants_of(self.pid) if children else []):
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: process_fields(self.pid)[0] == "T", 5, "a process standing still")
+
+    def thaw(self):
+        for pid in [self._entrance.pid] + descendants_of(self.pid) + [self.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def output(self):
+        with open(self.output_path, errors="replace") as file:
+            return file.read()
+
+
+class Host:
+    """One machine of a cluster. It is booted by `power_on`, after `Cluster` has made its disk."""
+    HOME = "/srv/airflow"
+    PATH = HOME + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    BOOT = textwrap.dedent("""\
+        set -eu
+        name=$1 address=$2 disk=$3 shared=$4
+        read pid rest < /proc/self/stat  # of the /proc outside: the id that the tests know
+        mount --make-rprivate /
+        mount -t proc proc /proc
+        mount --bind "$disk/boot_id" /proc/sys/kernel/random/boot_id
+        for file in passwd shadow hosts; do mount --bind "$disk/etc/$file" "/etc/$file"; done
+        mount --bind "$shared" /mnt
+        mount --bind "$disk" /srv
+        mount -t tmpfs tmpfs /run
+        mount -t tmpfs tmpfs /tmp
+        mkdir -m 755 /run/sshd
+        hostname "$name"
+        echo "$pid"
+        read link_is_there
+        ip -batch - <<END
+        link set lo up
+        address add $address/24 dev eth0
+        link set eth0 up
+        route add default via ${address%.*}.1
+        END
+        /usr/sbin/sshd -D -e -f /srv/etc/sshd_config >> /srv/sshd.log 2>&1 < /dev/null &
+        echo up
+        # The first process of a host reaps orphans; when the tests are gone, it goes too.
+        while read rest; do :; done
+        """)
+    SSHD = textwrap.dedent("""\
+        Port 22
+        HostKey /srv/etc/host_key
+        PidFile /run/sshd.pid
+        UsePAM no
+        UseDNS no
+        StrictModes no
+        PermitRootLogin prohibit-password
+        AuthorizedKeysFile /srv/airflow/.ssh/authorized_keys
+        MaxStartups 200
+        KexAlgorithms curve25519-sha256
+        PrintMotd no
+        LogLevel VERBOSE
+        SetEnv PATH={path}
+        """)
+
+    def __init__(self, cluster, name, number):
+        self.cluster = cluster
+        self.name = name
+        self.address = "10.99.{}.2".format(number)
+        self.disk = os.path.join(cluster.directory, "disks", name)
+        self.home = os.path.join(self.disk, "airflow")
+        self.keeper = None
+        self.init = None
+        self.processes = []
+
+    def path(self, *parts):
+        """Where a file of the home directory stands on this machine."""
+        return os.path.join(self.home, *parts)
+
+    def write(self, path, text, mode=0o600):
+        """Write a file of the home directory, with its directories."""
+        place = self.path(path)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with open(place, "w") as file:
+            file.write(text)
+        os.chmod(place, mode)
+
+    def read(self, path):
+        """The text of a file of the home directory; nothing where there is none."""
+        try:
+            with open(self.path(path), errors="replace") as file:
+                return file.read()
+        except OSError:
+            return ""
+
+    def remove(self, path):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(path))
+
+    def make_disk(self, names):
+        """Everything that outlives a power-off: users, names, keys, the stand-in scheduler."""
+        shutil.rmtree(self.disk, ignore_errors=True)
+        for directory in ("etc", "airflow/bin", "airflow/.ssh", "airflow/airflow/logs", "output"):
+            os.makedirs(os.path.join(self.disk, directory), mode=0o700)
+        self.set_login_shell("/bin/bash")
+        for file, text in (("shadow", "root:*:19000:0:99999:7:::\nsshd:!:19000::::::\n"),
+                           ("hosts", "127.0.0.1 localhost\n" + names),
+                           ("sshd_config", self.SSHD.format(path=self.PATH))):
+            write_file(os.path.join(self.disk, "etc", file), text)
+        key = os.path.join(self.disk, "etc", "host_key")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        with open(key + ".pub") as file:
+            self.public_key = " ".join(file.read().split()[:2])
+        self.write("bin/airflow", STAND_IN_SCHEDULER.replace("PYTHON", HOST_PYTHON), 0o755)
+        shutil.copy(asfc.__file__, self.path("asfc.py"))
+
+    def set_login_shell(self, shell):
+        """The shell that sshd runs commands by, from the next login on."""
+        with open("/etc/passwd") as file:
+            others = [line for line in file if not line.startswith("root:")]
+        write_file(os.path.join(self.disk, "etc", "passwd"),  # the file is bound: written in place
+                   "root:x:0:0:root:{}:{}\n".format(self.HOME, shell) + "".join(others))
+
+    def power_on(self):
+        """Boot, and wait until its sshd answers."""
+        self.begin_boot()
+        self.finish_boot()
+
+    def begin_boot(self):
+        write_file(os.path.join(self.disk, "boot_id"), str(uuid.uuid4()) + "\n")
+        self.keeper = Keeper(
+            "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net",
+            "bash", os.path.join(self.cluster.directory, "boot"), self.name, self.address,
+            self.disk, self.cluster.shared)
+
+    def finish_boot(self):
+        """Connect the host to the router, once its namespaces are there, and wait for its sshd."""
+        answer = self.keeper.process.stdout.readline()
+        if not answer.strip().isdigit():
+            raise AssertionError("host {}: {}{}".format(
+                self.name, answer, self.keeper.process.stdout.read()))
+        self.init = int(answer)
+        self.cluster.connect(self.name, self.address, self.init)
+        self.keeper.process.stdin.write("the link is there\n")
+        self.keeper.process.stdin.flush()
+        answer = self.keeper.process.stdout.readline()
+        if answer != "up\n":
+            raise AssertionError("host {}: {}".format(self.name, answer))
+        wait_until(self.sshd_accepts, 10, "the sshd of " + self.name)
+
+    def power_off(self):
+        """End everything on it at once. The others get no answer from it any more."""
+        if self.init:
+            self.cluster.disconnect(self.name)
+            os.kill(self.init, signal.SIGKILL)
+            self.init = None
+        if self.keeper:
+            self.keeper.end()
+            self.keeper = None
+        for process in self.processes:
+            process.forget()
+        self.processes = []
+
+    def enter(self, argv, environment=None):
+        """The command line that runs argv on this host, in a session of its own."""
+        named = dict({"HOME": self.HOME, "PATH": self.PATH, "USER": "root", "LOGNAME": "root",
+                      "LANG": "C.UTF-8"}, **(environment or {}))
+        return (["nsenter", "-t", str(self.init), "-m", "-u", "-i", "-n", "-p", "setsid",
+                 "env", "-i", "-C", self.HOME]
+                + ["{}={}".format(*item) for item in named.items()] + list(argv))
+
+    def run(self, argv, timeout_s=30, input=None, environment=None):
+        """Run a command on this host and wait for it; returns a CompletedProcess with texts."""
+        return subprocess.run(self.enter(argv, environment), input=input or "", timeout=timeout_s,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True)
+
+    def start_process(self, argv, environment=None):
+        """Start a command on this host and return a HostProcess; its output goes to a file."""
+        handle, path = tempfile.mkstemp(dir=os.path.join(self.disk, "output"), suffix=".txt")
+        with open(handle, "w") as output:
+            entrance = subprocess.Popen(
+                self.enter(argv, environment), stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True)
+        process = HostProcess(entrance, self, path)
+        self.processes.append(process)
+        return process
+
+    def sshd(self):
+        """The ids of this host's sshd that listens, and of those that serve connections."""
+        with open("/proc/{}/root/run/sshd.pid".format(self.init)) as file:
+            inside = file.read().strip()
+        for pid in processes_beside(self.init):
+            with contextlib.suppress(OSError), open("/proc/{}/status".format(pid)) as file:
+                if re.search(r"^NSpid:.*\t{}$".format(inside), file.read(), re.MULTILINE):
+                    return [pid] + descendants_of(pid)
+        raise AssertionError("no sshd on " + self.name)
+
+    def sshd_accepts(self):
+        """Whether its sshd answers with its banner."""
+        return self.cluster.router.call(banner_of, self.address).startswith(b"SSH-")
+
+
+def banner_of(address):
+    """The first bytes that a server says on port 22, or none."""
+    try:
+        with socket.create_connection((address, 22), timeout=2) as connection:
+            return connection.recv(64)
+    except OSError:
+        return b""
+
+
+HOST_PYTHON = os.path.realpath(os.path.join(
+    getattr(sys, "base_prefix", sys.prefix), "bin", "python{}.{}".format(*sys.version_info[:2])))
+
+# A scheduler as the process list shows Airflow's: a main process, and a fork of it with the same
+# words that outlives it when it is killed. The main process alone holds a connection to the watch
+# of the tests; the kernel closes it when that process dies, however it does.
+STAND_IN_SCHEDULER = """\
+#!PYTHON
+import os, signal, socket, sys, time
+
+if sys.argv[1:2] != ["scheduler"]:
+    sys.exit("airflow: this stand-in knows only: airflow scheduler")
+home = os.path.expanduser("~")
+if os.path.exists(home + "/start_is_slow"):
+    time.sleep(float(open(home + "/start_is_slow").read()))
+watch = socket.socket(socket.AF_UNIX)
+watch.connect("/mnt/watch")
+watch.sendall(os.uname()[1].encode() + b"\\n")
+if os.path.exists(home + "/scheduler_is_broken"):
+    sys.exit("airflow.exceptions.AirflowException: this scheduler is broken")
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+twin = os.fork()
+if twin == 0:
+    watch.close()
+    while True:
+        time.sleep(3600)
+
+def leave(number, frame):
+    os.kill(twin, signal.SIGTERM)
+    os.waitpid(twin, 0)
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, leave)
+print("scheduler of", os.uname()[1], "runs", flush=True)
+while True:
+    time.sleep(3600)
+"""
+
+
+class Life:
+    """The life of one scheduler: its host, its id, and when it began and ended, on clock()."""
+
+    def __init__(self, host, pid, began):
+        self.host, self.pid, self.began, self.ended = host, pid, began, None
+
+    def __repr__(self):
+        return "{} {} from {:.2f} to {}".format(
+            self.host, self.pid, self.began, self.ended and "{:.2f}".format(self.ended))
+
+
+class SchedulerWatch:
+    """Learns of every scheduler on every host, from its start to its death, frozen or not.
+
+    A life begins when its process was started, by the kernel's account, and ends when the kernel
+    closes its connection. That is noticed a little late: `LATE` seconds at most here, on a machine
+    that is busy.
+    """
+    LATE = 0.25
+
+    def __init__(self, directory):
+        self.lives = []
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(os.path.join(directory, "watch"))
+        self._server.listen(100)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ, None)
+        self._bell, self._bell_rope = socket.socketpair()
+        self._selector.register(self._bell, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self):
+        self._bell_rope.close()
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
+
+    def _serve(self):
+        while True:
+            ready = [key for key, _ in self._selector.select()]
+            for key in sorted(ready, key=lambda key: key.data is None):  # deaths before births
+                if key.fileobj is self._bell:
+                    return
+                if key.data is None:
+                    self._admit(self._server.accept()[0])
+                elif not key.fileobj.recv(100):
+                    key.data.ended = clock()
+                    self._selector.unregister(key.fileobj)
+                    key.fileobj.close()
+
+    def _admit(self, connection):
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        connection.settimeout(2)
+        try:
+            host = connection.recv(100).decode().strip()
+        except OSError:
+            host = "?"
+        life = Life(host, pid, process_began(pid) or clock())
+        self.lives.append(life)
+        self._selector.register(connection, selectors.EVENT_READ, life)
+
+    def alive(self):
+        """The schedulers that live now."""
+        return [life for life in self.lives if life.ended is None]
+
+    def overlaps(self, since=0.0):
+        """The times, as (from, to), when more than one scheduler lived; `LATE` or less is none."""
+        return [(began, ended) for began, ended, count in self._spans(since)
+                if count > 1 and ended - began > self.LATE]
+
+    def gaps(self, since=0.0):
+        """The times, as (from, to), when no scheduler lived."""
+        return [(began, ended) for began, ended, count in self._spans(since) if count == 0]
+
+    def _spans(self, since):
+        """The time from `since` to now in pieces (from, to, how many lived), merged where equal."""
+        now = clock()
+        lives = [(max(since, life.began), life.ended or now) for life in self.lives]
+        lives = [(began, ended) for began, ended in lives if ended > began]
+        if not lives and not since:
+            return []
+        borders = sorted({time_s for life in lives for time_s in life}
+                         | {now, since or min(began for began, _ in lives)})
+        spans = []
+        for began, ended in zip(borders, borders[1:]):
+            count = sum(1 for life in lives if life[0] <= began and life[1] >= ended)
+            if spans and min(spans[-1][2], 2) == min(count, 2):
+                spans[-1] = (spans[-1][0], ended, count)
+            else:
+                spans.append((began, ended, count))
+        return spans
+
+    def wait_for_one(self, timeout_s, host=None, not_pid=None):
+        """Wait until exactly one scheduler lives, on the host if one is named; returns its Life."""
+        def one():
+            alive = self.alive()
+            fits = len(alive) == 1 and host in (None, alive[0].host) and alive[0].pid != not_pid
+            return alive[0] if fits else None
+        return wait_until(one, timeout_s, lambda: "one scheduler{}; there are: {}".format(
+            " on " + host if host else "", self.lives))
+
+
+class Cluster:
+    """Hosts, a router between them, and a network `db` for the servers that the hosts use."""
+    SERVERS = "10.99.200.2"
+
+    def __init__(self, names=("a", "b", "c")):
+        require("root", os.geteuid() == 0)
+        for program in ("unshare", "nsenter", "setpriv", "ip", "ssh", "ssh-keygen",
+                        "/usr/sbin/sshd"):
+            require(program, shutil.which(program))
+        self.directory = tempfile.mkdtemp(prefix="asfc-cluster-")
+        self.shared = os.path.join(self.directory, "shared")
+        os.mkdir(self.shared)
+        self.watch = None
+        self.networks = []
+        self.hosts = collections.OrderedDict(
+            (name, Host(self, name, number)) for number, name in enumerate(names, 1))
+        self._cuts = []
+        self._cleanups = []
+        atexit.register(self.close)
+        end_orderly_on_sigterm()
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def __getitem__(self, name):
+        return self.hosts[name]
+
+    def __iter__(self):
+        return iter(self.hosts.values())
+
+    def _build(self):
+        self.watch = SchedulerWatch(self.shared)
+        self.router = self._network()
+        self.servers = self._network()
+        self.router.configure(["link set lo up"])
+        # /proc/sys/net shows the network of the thread that looks.
+        self.router.call(write_file, "/proc/sys/net/ipv4/ip_forward", "1")
+        self.connect("db", self.SERVERS, self.servers.pid)
+        self.servers.configure(["link set lo up", "address add {}/24 dev eth0".format(self.SERVERS),
+                                "link set eth0 up", "route add default via 10.99.200.1"])
+        key = os.path.join(self.directory, "client_key")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        write_file(os.path.join(self.directory, "boot"), Host.BOOT)
+        self.fresh()
+
+    def fresh(self):
+        """Boot all hosts, with nothing on their disks but what belongs to a new host."""
+        self.power_off()
+        self._make_disks()
+        self.watch.lives.clear()
+        for host in self:
+            host.begin_boot()
+        for host in self:
+            host.finish_boot()
+
+    def power_off(self):
+        """End everything on all hosts."""
+        for host in self:
+            host.power_off()
+        wait_until(lambda: not self.watch.alive(), 10, "the end of all schedulers")
+
+    def _network(self):
+        self.networks.append(Network())
+        return self.networks[-1]
+
+    def _make_disks(self):
+        key = os.path.join(self.directory, "client_key")
+        names = "".join("{} {}\n".format(host.address, host.name) for host in self)
+        for host in self:
+            host.make_disk(names + self.SERVERS + " db mail web\n")
+        known = "".join("{},{} {}\n".format(host.name, host.address, host.public_key)
+                        for host in self)
+        for host in self:
+            host.write(".ssh/known_hosts", known)
+            for source, name in ((key, "id_ed25519"), (key + ".pub", "authorized_keys")):
+                shutil.copy(source, host.path(".ssh", name))
+
+    def connect(self, name, address, pid):
+        """Make the link between the router and the namespaces of a process, where it is eth0."""
+        net = address.rpartition(".")[0]
+        self.router.configure([
+            "link add to-{0} type veth peer name eth0 netns {1}".format(name, pid),
+            "address add {}.1/24 dev to-{}".format(net, name),
+            "link set to-{} up".format(name),
+            # When the host goes, and the link with it, what is sent to it gets no answer at all.
+            "route replace blackhole {}.0/24 metric 9999".format(net)])
+
+    def disconnect(self, name):
+        self.router.configure(["link del to-" + name])
+
+    # -- faults of the network
+
+    def cut(self, first, second, how="silent", one_way=False):
+        """Drop what `first` sends to `second`, and the other way too unless `one_way`.
+
+        `how` is "silent", or "icmp": answered as unreachable. A name is a host's, or "db".
+        """
+        addresses = [self.SERVERS if name == "db" else self.hosts[name].address
+                     for name in (first, second)]
+        for source, target in [addresses, addresses[::-1]][:1 if one_way else 2]:
+            self._cuts.append("from {} to {} {} priority 100".format(
+                source, target, {"silent": "blackhole", "icmp": "unreachable"}[how]))
+            self.router.configure(["rule add " + self._cuts[-1]])
+
+    def heal(self):
+        """Take all cuts back."""
+        cuts, self._cuts = self._cuts, []
+        if cuts:
+            self.router.configure(["rule del " + cut for cut in cuts])
+
+    # -- the end
+
+    def on_close(self, function, *arguments):
+        """Have something done at the end, before the hosts and networks go."""
+        self._cleanups.append((function, arguments))
+
+    def close(self):
+        """End all hosts, networks and servers and remove their disks. Does no harm twice."""
+        atexit.unregister(self.close)
+        while self._cleanups:
+            function, arguments = self._cleanups.pop()
+            with contextlib.suppress(Exception):  # the rest has to go, too
+                function(*arguments)
+        if self.watch:
+            self.power_off()
+        for network in self.networks:
+            network.end()
+        self.networks = []
+        if self.watch:
+            self.watch.close()
+            self.watch = None
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def end_orderly_on_sigterm():
+    """Have SIGTERM end the tests as an error would, so that what they started is cleaned up."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+###############################################################################
+# Real hosts: the harness itself ##############################################
+###############################################################################
+
+
+class TheHarness(unittest.TestCase):
+    """What the tests on real hosts rely on."""
+
+    def setUp(self):
+        self.cluster = Cluster(("a", "b"))
+        self.addCleanup(self.cluster.close)
+
+    def test_a_scheduler_counts_as_alive_until_it_is_dead_and_not_while_it_only_stands_still(self):
+        watch = self.cluster.watch
+        first = self.cluster["a"].start_process(["airflow", "scheduler"])
+        self.assertEqual(watch.wait_for_one(10, "a").pid, first.pid)
+        first.freeze()
+        second = self.cluster["b"].start_process(["airflow", "scheduler"])
+        wait_until(lambda: len(watch.alive()) == 2, 10, "a second scheduler")
+        time.sleep(watch.LATE)
+        first.kill()
+        wait_until(lambda: watch.lives[0].ended, 10, "the death of the first")
+        self.assertEqual(len(watch.overlaps()), 1)
+        self.assertEqual(watch.gaps(), [])
+        second.send(signal.SIGTERM)
+        self.assertEqual(second.wait(10), 0)
+        wait_until(watch.gaps, 10, "the time without a scheduler")
+        self.assertEqual(watch.alive(), [])
+
+    def test_a_cut_link_is_silent_or_answered_and_a_host_without_power_is_silent(self):
+        a, b = self.cluster
+        ask = ["ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=1", "b", "hostname"]
+        self.assertEqual(a.run(ask).stdout, "b\n")
+        for first, second, how, words in (
+                ("a", "b", "silent", "timed out"), ("b", "a", "silent", "timed out"),
+                ("a", "b", "icmp", "unreachable"), ("b", "a", "icmp", "timed out")):
+            self.cluster.cut(first, second, how, one_way=True)
+            self.assertIn(words, a.run(ask).stderr)
+            self.cluster.heal()
+            self.assertEqual(a.run(ask).stdout, "b\n")
+        boot = b.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout
+        b.power_off()
+        self.assertIn("timed out", a.run(ask).stderr)
+        b.power_on()
+        self.assertEqual(a.run(ask).stdout, "b\n")
+        self.assertNotEqual(b.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout, boot)
+
+    def test_the_hosts_end_with_the_tests_however_those_end(self):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            program = subprocess.Popen(
+                [sys.executable, "-c", "import time, test_asfc\n"
+                 "cluster = test_asfc.Cluster(('a',))\n"
+                 "cluster['a'].start_process(['sleep', '1000'])\n"
+                 "print(cluster['a'].init, cluster.directory, flush=True)\ntime.sleep(1000)"],
+                cwd=HERE, stdout=subprocess.PIPE, universal_newlines=True)
+            self.addCleanup(program.communicate)
+            self.addCleanup(program.kill)
+            init, directory = program.stdout.readline().split()
+            self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
+            processes = processes_beside(init)
+            self.assertGreaterEqual(len(processes), 3)  # the first, sshd, sleep
+            program.send_signal(number)
+            program.wait()
+            for process in processes:
+                wait_until(lambda of=process: not process_lives(of), 10, "the end of the host")
+            self.assertEqual(os.path.exists(directory), number == signal.SIGKILL)
+
+
+###############################################################################
+# Real hosts: controllers on them #############################################
+###############################################################################
+
+SETTINGS = collections.OrderedDict((
+    ("scheduler_nodes_in_cluster", "a, b, c"),
+    ("poll_frequency", "2"),
+    ("heartbeat_timeout", "10"),
+    ("scheduler_restart_sleep_time", "3"),
+    ("scheduler_stop_wait_time", "2"),
+    ("logging_level", "DEBUG")))
+
+# The numbers of protocol.md for SETTINGS, in seconds.
+POLL_S, HEARTBEAT_TIMEOUT_S, INTERVAL_S, RETRY_S, QUERY_S, METADATA_S = 2, 10, 1, 1, 5, 1
+# The tests learn of a change by asking the database, through a client that has to be started beside
+# all else that runs on two cores.
+MEASURED_LATE_S = 0.6
+
+
+class ClusterTest(unittest.TestCase):
+    """Controllers on hosts of their own, which are new for each test."""
+    NAMES = ("a", "b", "c")
+
+    @classmethod
+    def setUpClass(cls):
+        require("a MariaDB server", MariaDbServer.present())
+        cls.cluster = Cluster(cls.NAMES)
+        cls.databases = itertools.count(1)
+        try:
+            cls.server = cls.serve(MariaDbServer, "10.99.%")
+        except BaseException:
+            cls.cluster.close()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.close()
+
+    @classmethod
+    def serve(cls, kind, remote_hosts):
+        """A database server that all hosts reach."""
+        server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
+        cls.cluster.on_close(server.remove)
+        cls.cluster.servers.call(server.start)
+        return server
+
+    def setUp(self):
+        self.cluster.fresh()
+        self.addCleanup(self.cluster.power_off)
+        self.addCleanup(self.cluster.heal)
+        self.url = self.server.create_database("airflow_{}".format(next(self.databases)))
+        self.controllers = {}
+
+    def run(self, result=None):
+        """As ever; when the test failed, what the controllers said is told as well."""
+        result = self.defaultTestResult() if result is None else result
+        failed = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > failed and self.__dict__.get("controllers"):
+            print("\n{}\n{}".format(self.id(), self.story()), file=sys.stderr)
+        return result
+
+    def story(self, lines=40):
+        """What happened: the schedulers' lives, and what the controllers said at last."""
+        told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
+        for name, controller in sorted(self.controllers.items()):
+            with contextlib.suppress(OSError):
+                said = [line for line in controller.output().splitlines() if " DEBUG " not in line]
+                told += ["-- {}:".format(name)] + said[-lines:]
+        return "\n".join(told)
+
+    # -- what a test does
+
+    def configure(self, host, url=None, **settings):
+        """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
+        keys = collections.OrderedDict(SETTINGS, **settings)
+        smtp = keys.pop("smtp", "")
+        text = "[core]\nsql_alchemy_conn = {}\n\n{}\n[scheduler_failover]\n{}".format(
+            (url or self.url).replace("%", "%%"), smtp,
+            "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None))
+        host.write("airflow/airflow.cfg", text)
+
+    def start_controller(self, name):
+        """`asfc.py start` on a host."""
+        controller = self.cluster[name].start_process(
+            [HOST_PYTHON, Host.HOME + "/asfc.py", "start"])
+        self.controllers[name] = controller
+        return controller
+
+    def start_cluster(self, scheduler_on="a", active="a", **settings):
+        """Controllers on all hosts, the given one active; returns the Life of the one scheduler."""
+        for host in self.cluster:
+            self.configure(host, **settings)
+        self.start_controller(active)
+        self.wait_for_active(active, 15)
+        for host in self.cluster:
+            if host.name != active:
+                self.start_controller(host.name)
+        scheduler = self.cluster.watch.wait_for_one(30, scheduler_on)
+        self.wait_for_quiet(active, scheduler_on)
+        return scheduler
+
+    def wait_for(self, what, condition, timeout_s):
+        """Wait until the condition is true and return its value; an exception is not yet true."""
+        def tried():
+            with contextlib.suppress(asfc.MetadataError, AttributeError):
+                return condition()
+        return wait_until(tried, timeout_s, what)
+
+    def records(self):
+        """All records, as asfc reads them."""
+        service = asfc.metadata_service(asfc.World(), types.SimpleNamespace(
+            metadata_service_type="SQLMetadataService", sql_alchemy_conn=self.url,
+            metadata_limit_s=3.0))
+        return self.cluster.servers.call(service.read_all)
+
+    def cluster_record(self):
+        """The record `cluster`, or None."""
+        found = self.records().get("cluster")
+        return asfc.ClusterRecord.from_text(found.value) if found else None
+
+    def wait_for_active(self, names, timeout_s):
+        """Wait until one of the named controllers is active; returns the record and when."""
+        def active():
+            record = self.cluster_record()
+            return (record, clock()) if record and record.holder in names else None
+        return self.wait_for("one of {} is active".format(", ".join(names)), active, timeout_s)
+
+    def wait_for_words(self, name, words, timeout_s, after=0):
+        """Wait until a controller's output holds the words; returns the output up to their end."""
+        def found():
+            text = self.controllers[name].output()
+            place = text.find(words, after)
+            return text[:place + len(words)] if place >= 0 else None
+        return wait_until(found, timeout_s, "the controller on {} says {!r}".format(name, words))
+
+    def wait_for_quiet(self, active, scheduler_on, timeout_s=30, after=0):
+        """Wait until the active controller says that there is nothing to do."""
+        words = "no action: I am active, the scheduler runs on {}\n".format(scheduler_on)
+        return self.wait_for_words(active, words, timeout_s, after)
+
+    def assert_one_scheduler_since(self, life):
+        """The scheduler is still the very same process, and no other ran since it began."""
+        self.assertEqual(self.cluster.watch.alive(), [life])
+        self.assert_never_two()
+
+    def assert_never_two(self):
+        self.assertEqual(self.cluster.watch.overlaps(), [], self.cluster.watch.lives)
+
+
+class OneSchedulerIsKeptRunning(ClusterTest):
+    """Three hosts with sshd, MariaDB, a poll of 2 s, a heartbeat timeout of 10 s."""
+
+    def test_a_killed_scheduler_runs_again_within_a_poll_and_a_second(self):
+        scheduler = self.start_cluster(scheduler_restart_budget="10")
+        for _ in range(3):
+            os.kill(scheduler.pid, signal.SIGKILL)
+            killed_at, said = clock(), len(self.controllers["a"].output())
+            again = self.cluster.watch.wait_for_one(15, "a", not_pid=scheduler.pid)
+            self.assertLess(again.began - killed_at, POLL_S + 1)
+            scheduler = again
+            self.wait_for_quiet("a", "a", 15, said)
+        self.assert_never_two()
+        twins = self.cluster["a"].run(["pgrep", "-fc", "bin/airflow scheduler"]).stdout.strip()
+        self.assertEqual(twins, "2", "a scheduler and its twin, and nothing of the dead ones")
+
+    def test_a_scheduler_whose_start_is_broken_on_its_node_runs_on_another(self):
+        scheduler = self.start_cluster()
+        self.cluster["a"].write("scheduler_is_broken", "")
+        os.kill(scheduler.pid, signal.SIGTERM)
+        again = self.cluster.watch.wait_for_one(60, "b")
+        self.wait_for("the record names b", lambda: (
+            self.cluster_record().active_scheduler_node == "b"), 10)
+        self.wait_for_quiet("a", "b", 20)
+        self.assertIn("this scheduler is broken", self.controllers["a"].output())
+        self.assert_one_scheduler_since(again)
+
+    def test_a_standby_is_active_soon_after_the_active_controller_was_killed(self):
+        scheduler = self.start_cluster()
+        self.controllers["a"].kill()
+        killed_at = clock()
+        record, seen_at = self.wait_for_active("bc", 20)
+        self.assertLess(seen_at - killed_at,
+                        HEARTBEAT_TIMEOUT_S + INTERVAL_S + METADATA_S + MEASURED_LATE_S)
+        self.wait_for_quiet(record.holder, "a", 10)
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_standby_is_active_soon_after_the_active_controller_was_frozen(self):
+        scheduler = self.start_cluster()
+        self.controllers["a"].freeze(children=True)
+        frozen_at = clock()
+        record, seen_at = self.wait_for_active("bc", 20)
+        self.assertLess(seen_at - frozen_at,
+                        HEARTBEAT_TIMEOUT_S + INTERVAL_S + METADATA_S + MEASURED_LATE_S)
+        self.controllers["a"].thaw()
+        self.wait_for_words("a", "standby: {} is active in term {}".format(
+            record.holder, record.term), 10)
+        self.wait_for_quiet(record.holder, "a", 10)
+        self.assertEqual(self.cluster_record().instance, record.instance)
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_standby_is_active_at_once_after_the_active_controller_was_stopped(self):
+        scheduler = self.start_cluster()
+        self.controllers["a"].send(signal.SIGTERM)
+        stopped_at = clock()
+        record, seen_at = self.wait_for_active("bc", 10)
+        self.assertLess(seen_at - stopped_at, INTERVAL_S + METADATA_S + MEASURED_LATE_S)
+        self.assertEqual(self.controllers["a"].wait(5), 0)
+        self.wait_for_quiet(record.holder, "a", 10)
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_controller_that_starts_again_on_its_host_takes_its_own_lease_back_at_once(self):
+        scheduler = self.start_cluster()
+        self.controllers["a"].kill()
+        started_at = clock()
+        self.start_controller("a")
+        self.wait_for("a in its second term", lambda: self.cluster_record().term == 2, 10)
+        self.assertLess(clock() - started_at, HEARTBEAT_TIMEOUT_S / 2)
+        self.assertEqual(self.cluster_record().holder, "a")
+        self.wait_for_quiet("a", "a", 10)
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_controllers_live_on_while_the_database_is_down_and_renew_when_it_is_back(self):
+        scheduler = self.start_cluster()
+        said = {name: len(one.output()) for name, one in self.controllers.items()}
+        self.cluster.servers.call(self.server.stop)
+        down_until = clock() + 20
+        try:
+            wait_until(lambda: clock() > down_until, 25, "20 s without the database")
+        finally:
+            self.cluster.servers.call(self.server.start)
+        version = self.records()["cluster"].version
+        self.wait_for("three heartbeats",
+                      lambda: self.records()["cluster"].version >= version + 3, 10)
+        holder = self.cluster_record().holder
+        self.wait_for_quiet(holder, "a", 10, said[holder])
+        self.assertEqual([one.alive() for one in self.controllers.values()], [True] * 3)
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_healthy_scheduler_that_ran_before_is_adopted_untouched(self):
+        running = self.cluster["c"].start_process(["airflow", "scheduler"])
+        scheduler = self.cluster.watch.wait_for_one(10, "c")
+        self.assertEqual(self.start_cluster(scheduler_on="c"), scheduler)
+        self.wait_for_quiet("a", "c", 10)
+        self.assertEqual(self.cluster_record().active_scheduler_node, "c")
+        self.assertTrue(running.alive())
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_second_scheduler_started_by_hand_is_stopped_and_the_first_stays(self):
+        scheduler = self.start_cluster()
+        second = self.cluster["b"].start_process(["airflow", "scheduler"])
+        wait_until(lambda: not second.alive(), 20, "the end of the second scheduler")
+        self.assertEqual(self.cluster.watch.alive(), [scheduler])
+
+    def test_a_node_whose_sshd_hangs_delays_neither_turns_nor_heartbeats(self):
+        scheduler = self.start_cluster()
+        frozen = self.cluster["c"].sshd()
+        for pid in frozen:
+            os.kill(pid, signal.SIGSTOP)
+        self.addCleanup(lambda: [os.kill(pid, signal.SIGCONT) for pid in frozen])
+        beats = self.times_of_heartbeats(for_s=4 * QUERY_S)
+        gaps = [after - before for before, after in zip(beats, beats[1:])]
+        self.assertLess(max(gaps), INTERVAL_S + RETRY_S + MEASURED_LATE_S / 2)
+        turns = self.times_of_turns("a")
+        self.assertGreaterEqual(len(turns), 3)
+        for before, after in zip(turns, turns[1:]):
+            self.assertLess(after - before, max(POLL_S, QUERY_S) + 0.5)
+        self.assertRegex(self.controllers["a"].output(), r"c: unknown, .*no answer")
+        os.kill(scheduler.pid, signal.SIGKILL)
+        killed_at = clock()
+        again = self.cluster.watch.wait_for_one(40, "a", not_pid=scheduler.pid)
+        self.assertLess(again.began - killed_at, POLL_S + 3 * QUERY_S + METADATA_S)
+        self.assert_never_two()
+
+    def times_of_heartbeats(self, for_s):
+        """When the version of the record changed, on clock(), for a time."""
+        times, version, end = [], None, clock() + for_s
+        while clock() < end:
+            now = self.records()["cluster"].version
+            if now != version:
+                times.append(clock())
+                version = now
+            time.sleep(0.02)
+        return times[1:]
+
+    def times_of_turns(self, name):
+        """When a controller's last turns had the answers of all nodes, in seconds, from its log."""
+        times = [line.split()[1] for line in self.controllers[name].output().splitlines()
+                 if "asked all nodes" in line and "c: unknown" in line]
+        return [sum(float(part) * factor for part, factor in
+                    zip(text.replace(",", ".").split(":"), (3600, 60, 1))) for text in times]
+
+
+class TenControllersAtOnce(ClusterTest):
+    """Ten controllers with node names of their own on one host, released at the same instant."""
+    NAMES = ("a",)
+    NODES = tuple("n{}".format(number) for number in range(10))
+    # Loads asfc, then waits for the common start: what is left between the ten is the database.
+    RELEASED = ("import os, sys, time\n"
+                "sys.path.insert(0, '/srv/airflow')\n"
+                "import asfc\n"
+                "open('/mnt/ready-' + sys.argv[2], 'w').close()\n"
+                "while not os.path.exists('/mnt/go'):\n"
+                "    time.sleep(0.001)\n"
+                "sys.exit(asfc.main(['start', '--config', sys.argv[1]]))\n")
+
+    def configure_nodes(self):
+        host = self.cluster["a"]
+        # No node answers: it is the lease that is looked at here, and no scheduler is started.
+        host.write("bin/no-ssh", "#!/bin/sh\nexit 255\n", 0o755)
+        for node in self.NODES:
+            self.configure(
+                host, scheduler_nodes_in_cluster=", ".join(self.NODES), node_name=node,
+                state_dir="~/state-" + node, logging_dir="~/logs-" + node, ssh_command="no-ssh")
+            os.rename(host.path("airflow/airflow.cfg"), host.path(node + ".cfg"))
+
+    def release(self):
+        """Start the ten; they begin when all of them are ready."""
+        for node in self.NODES:
+            self.controllers[node] = self.cluster["a"].start_process(
+                [HOST_PYTHON, "-c", self.RELEASED, node + ".cfg", node])
+        shared = self.cluster.shared
+        wait_until(lambda: len([name for name in os.listdir(shared) if name.startswith("ready-")])
+                   == len(self.NODES), 30, "ten controllers that are ready")
+        write_file(os.path.join(shared, "go"), "")
+        self.addCleanup(lambda: [os.unlink(os.path.join(shared, name))
+                                 for name in os.listdir(shared) if name != "watch"])
+
+    def assert_one_wins(self):
+        """One won term in the record and in the logs; nine name its holder; all live."""
+        self.configure_nodes()
+        self.release()
+        until = clock() + 2 * HEARTBEAT_TIMEOUT_S
+        holder = self.wait_for_active(self.NODES, 15)[0].holder
+        wait_until(lambda: clock() > until, 30, "two heartbeat timeouts")
+        record = self.cluster_record()
+        self.assertEqual((record.term, record.holder), (1, holder))
+        for node, controller in self.controllers.items():
+            words = "standby: {} is active in term 1".format(holder)
+            said = controller.output()
+            self.assertTrue(controller.alive(), said)
+            self.assertEqual(("active in term 1: " in said, words in said),
+                             (node == holder, node != holder), said)
+            self.assertNotIn("Traceback", said)
+
+    def test_one_of_ten_wins_on_mariadb(self):
+        self.assert_one_wins()
+
+    def test_one_of_ten_wins_on_postgresql(self):
+        require("a PostgreSQL server", PostgreSqlServer.present())
+        server = self.serve(PostgreSqlServer, "10.99.0.0/16")
+        self.addCleanup(server.stop)
+        self.url = server.create_database("airflow")
+        self.assert_one_wins()
+
+    def test_one_of_ten_wins_on_sqlite(self):
+        self.url = "sqlite:////srv/airflow/airflow.db"
+        self.assert_one_wins()
+
+    def records(self):
+        if self.url.startswith("sqlite"):
+            self.url = "sqlite:///" + self.cluster["a"].path("airflow.db")
+        return super().records()
+
+
+class TwoDatabaseFiles(ClusterTest):
+    """Airflow's default, a SQLite file, on each of two hosts: they know nothing of each other."""
+    NAMES = ("a", "b")
+    URL = "sqlite:////srv/airflow/airflow/airflow.db"
+
+    def start_both(self, wait_for_first):
+        for host in self.cluster:
+            self.configure(host, url=self.URL, scheduler_nodes_in_cluster="a, b")
+        self.start_controller("a")
+        if wait_for_first:
+            self.cluster.watch.wait_for_one(30)
+        self.start_controller("b")
+
+    def assert_refused(self, names, for_s):
+        """For a time never two schedulers; one of the controllers says clearly what is wrong."""
+        words = r"(?i)another cluster|other cluster|belongs to cluster|same (database|metadata)"
+        wait_until(lambda: any(re.search(words, self.controllers[name].output()) for name in names),
+                   20, lambda: "a clear message:\n" + self.story())
+        until = clock() + for_s
+        wait_until(lambda: clock() > until, for_s + 5, "a while")
+        self.assert_never_two()
+
+    def test_the_second_cluster_is_refused_while_the_first_runs_its_scheduler(self):
+        self.start_both(wait_for_first=True)
+        self.assert_refused("b", 3 * POLL_S)
+        self.assertEqual(len(self.cluster.watch.lives), 1)
+
+    def test_two_that_start_at_once_never_run_two_schedulers(self):
+        self.start_both(wait_for_first=False)
+        self.assert_refused("ab", 5 * POLL_S)
+
+
+class BesideTheOldController(ClusterTest):
+    """The table of the controller that asfc replaces, with its heartbeat moving or not."""
+    NAMES = ("a",)
+    HEARTBEAT = "UPDATE scheduler_failover_controller_metadata SET value = NOW(6)"
+
+    def setUp(self):
+        super().setUp()
+        self.database = self.url.rpartition("/")[2]
+        self.server.sql(
+            "CREATE TABLE scheduler_failover_controller_metadata (`key` VARCHAR(100) PRIMARY KEY, "
+            "value TEXT); INSERT INTO scheduler_failover_controller_metadata VALUES "
+            "('failover_heartbeat', NOW(6)), ('active_failover_node', 'a'), "
+            "('active_scheduler_node', 'a');", self.database)
+        self.configure(self.cluster["a"], scheduler_nodes_in_cluster="a")
+
+    def test_its_heartbeat_moves_so_asfc_ends_and_says_what_to_stop(self):
+        controller = self.start_controller("a")
+        beats = 0
+        while controller.status() is None and beats < 60:
+            self.server.sql(self.HEARTBEAT, self.database)
+            beats += 1
+            with contextlib.suppress(AssertionError):
+                controller.wait(0.5)
+        self.assertEqual(controller.status(), asfc.RefusedError.exit_status)
+        self.assertIn("scheduler_failover_controller still runs", controller.output())
+        self.assertNotIn("Traceback", controller.output())
+        self.assertIsNone(self.cluster_record())
+        self.assertEqual(self.cluster.watch.lives, [])
+
+    def test_its_heartbeat_stands_still_so_asfc_starts_after_two_polls_and_five_seconds(self):
+        began = clock()
+        self.start_controller("a")
+        self.cluster.watch.wait_for_one(40, "a")
+        self.assertGreaterEqual(clock() - began, 2 * POLL_S + 5)
+
+
+class MailServer:
+    """An SMTP server of the tests, in one of their networks; keeps what it was given."""
+
+    def __init__(self, network, address):
+        self.mails = []
+        network.call(self._listen, address)
+
+    def _listen(self, address):
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((address, 0))
+        self._socket.listen(10)
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self):
+        while True:
+            try:
+                connection = self._socket.accept()[0]
+            except OSError:
+                return
+            with connection, connection.makefile("rwb") as file, contextlib.suppress(OSError):
+                connection.settimeout(10)
+                self._talk(file)
+
+    def _talk(self, file):
+        def say(text):
+            file.write(text.encode() + b"\r\n")
+            file.flush()
+        mail = {"recipients": []}
+        say("220 mail ready")
+        for line in iter(file.readline, b""):
+            words = line.decode("utf-8", "replace").strip()
+            verb = words[:4].upper()
+            if verb == "DATA":
+                say("354 go on")
+                lines = iter(file.readline, b".\r\n")
+                mail["message"] = email.message_from_bytes(b"".join(lines))
+                self.mails.append(mail)
+                mail = {"recipients": []}
+            elif verb == "MAIL":
+                mail["sender"] = words
+            elif verb == "RCPT":
+                mail["recipients"].append(words[8:].strip("<> ").split(">")[0])
+            say("221 bye" if verb == "QUIT" else "250 well")
+            if verb == "QUIT":
+                return
+
+
+class AlertsByMail(ClusterTest):
+    """A real mail server hears of it when no scheduler can be started, and when one runs again."""
+    NAMES = ("a",)
+
+    def setUp(self):
+        super().setUp()
+        self.mail_server = MailServer(self.cluster.servers, Cluster.SERVERS)
+        self.addCleanup(self.mail_server.close)
+        self.settings = {
+            "scheduler_nodes_in_cluster": "a", "retry_count_before_alerting": "3",
+            "alert_to_email": "night@example.com, day@example.com",
+            "alert_email_subject": "No scheduler!",
+            "smtp": "[smtp]\nsmtp_host = mail\nsmtp_port = {}\nsmtp_starttls = False\n"
+                    "smtp_mail_from = asfc@example.com\n".format(self.mail_server.port)}
+
+    def subjects(self):
+        return [mail["message"]["Subject"] for mail in self.mail_server.mails]
+
+    def test_one_alert_after_the_failed_rounds_and_one_on_recovery(self):
+        host = self.cluster["a"]
+        host.write("scheduler_is_broken", "")
+        self.configure(host, **self.settings)
+        self.start_controller("a")
+        wait_until(lambda: "No scheduler!" in self.subjects(), 90, "an alert")
+        mail = self.mail_server.mails[self.subjects().index("No scheduler!")]
+        self.assertEqual(mail["recipients"], ["night@example.com", "day@example.com"])
+        text = mail["message"].get_payload(decode=True).decode("utf-8")
+        for words in ("after 3 rounds", "Nodes: a", "this scheduler is broken", "What asfc does"):
+            self.assertIn(words, text)
+        self.assertNotIn(self.server.PASSWORD, text)
+        host.remove("scheduler_is_broken")
+        self.cluster.watch.wait_for_one(90, "a")
+        wait_until(lambda: any("runs again on a" in subject for subject in self.subjects()), 60,
+                   "the mail of the recovery")
+        until = clock() + 2 * POLL_S
+        wait_until(lambda: clock() > until, 10, "two polls more")
+        self.assertEqual(len(self.subjects()), 2, self.subjects())
+
+    def test_the_test_mail_arrives(self):
+        self.configure(self.cluster["a"], **self.settings)
+        done = self.cluster["a"].run([HOST_PYTHON, "asfc.py", "send_test_email"])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        wait_until(self.subjects, 5, "the mail")
+        self.assertIn("This is a TEST ALERT",
+                      self.mail_server.mails[0]["message"].get_payload(decode=True).decode())
+
+    def test_a_mail_server_that_is_down_delays_nothing(self):
+        self.mail_server.close()
+        self.configure(self.cluster["a"], **self.settings)
+        self.cluster["a"].write("scheduler_is_broken", "")
+        self.start_controller("a")
+        self.wait_for_words("a", "could not be mailed", 90)
+        self.cluster["a"].remove("scheduler_is_broken")
+        self.cluster.watch.wait_for_one(90, "a")
+
+
+class TheOriginalsCommands(ClusterTest):
+    """The texts of the original's init, and those it recommends, under several login shells."""
+    SHELLS = {"a": "/bin/bash", "b": "/bin/dash", "c": "/usr/bin/zsh"}
+    START = ("export AIRFLOW_HOME=~/airflow;{};"
+             "nohup airflow scheduler >> ~/airflow/logs/scheduler.logs &")
+    STOP = ("for pid in `ps -ef | grep \"airflow scheduler\" | awk '{print $2}'` "
+            "\\; do kill -9 $pid \\; done")
+    ACTIVATE = "source " + Host.HOME + "/venv/bin/activate"
+    # What the unit of a scheduler does; each call is written down, and whether it had a terminal.
+    SYSTEMCTL = textwrap.dedent("""\
+        #!/bin/sh
+        (: < /dev/tty) 2> /dev/null && terminal=with || terminal=without
+        echo "$1 $2 $terminal a terminal" >> ~/systemctl.log
+        main=/run/$2.pid
+        case $1 in stop|restart)
+            [ ! -e $main ] || while kill $(cat $main); do sleep 0.05; done 2> /dev/null
+            rm -f $main ;;
+        esac
+        case $1 in start|restart)
+            setsid airflow scheduler > /dev/null 2>&1 < /dev/null & echo $! > $main ;;
+        esac
+        """)
+
+    def setUp(self):
+        super().setUp()
+        for name, shell in self.SHELLS.items():
+            require(shell, os.path.exists(shell))
+            self.cluster[name].set_login_shell(shell)
+
+    def assert_commands_work(self, start, stop, by_hand=("airflow", "scheduler"), **settings):
+        """A start on each of the three hosts, in turn, and a stop on each."""
+        scheduler = self.start_cluster(airflow_scheduler_start_command=start,
+                                       airflow_scheduler_stop_command=stop, **settings)
+        self.assert_duplicate_is_stopped(("b", "c"), scheduler, by_hand)
+        for host, following in (("a", "b"), ("b", "c")):
+            self.cluster[host].write("scheduler_is_broken", "")
+            os.kill(scheduler.pid, signal.SIGTERM)
+            scheduler = self.cluster.watch.wait_for_one(60, following)
+            self.wait_for_quiet("a", following)
+            self.cluster[host].remove("scheduler_is_broken")
+        self.assert_duplicate_is_stopped(("a",), scheduler, by_hand)
+
+    def assert_duplicate_is_stopped(self, hosts, scheduler, by_hand):
+        for host in hosts:
+            self.cluster[host].start_process(by_hand)
+            wait_until(lambda: len(self.cluster.watch.alive()) == 2, 10, "a second scheduler")
+            wait_until(lambda: self.cluster.watch.alive() == [scheduler], 30,
+                       lambda: "the end of one of {}".format(self.cluster.watch.alive()))
+
+    def use_virtualenv(self):
+        """Airflow is in a virtual environment alone, so only its activation finds it."""
+        for host in self.cluster:
+            os.makedirs(host.path("venv/bin"))
+            os.rename(host.path("bin/airflow"), host.path("venv/bin/airflow"))
+            host.write("venv/bin/activate", "export PATH={}/venv/bin:$PATH\n".format(Host.HOME))
+        return ("env", "PATH=/usr/bin:/bin", Host.HOME + "/venv/bin/airflow", "scheduler")
+
+    def test_the_texts_of_its_init_without_a_virtualenv(self):
+        self.assert_commands_work(self.START.replace("{}", ""), self.STOP)
+
+    def test_the_texts_of_its_init_with_a_virtualenv(self):
+        by_hand = self.use_virtualenv()
+        self.assert_commands_work(self.START.replace("{}", self.ACTIVATE), self.STOP,
+                                  by_hand)
+
+    def test_the_texts_of_its_documentation_with_double_braces(self):
+        self.assert_commands_work(self.START, self.STOP.replace("{print $2}", "{{print $2}}"))
+
+    def test_the_texts_of_its_documentation_with_a_virtualenv(self):
+        by_hand = self.use_virtualenv()
+        self.assert_commands_work(self.START.replace("{}", self.ACTIVATE),
+                                  self.STOP.replace("{print $2}", "{{print $2}}"), by_hand)
+
+    def test_the_recommended_texts_with_systemctl(self):
+        for host in self.cluster:
+            host.write("bin/systemctl", self.SYSTEMCTL, 0o755)
+            host.write("bin/sudo", '#!/bin/sh\nexec "$@"\n', 0o755)
+        self.assert_commands_work("sudo systemctl restart airflow-scheduler",
+                                  "sudo systemctl stop airflow-scheduler",
+                                  ("systemctl", "start", "airflow-scheduler"))
+        for name in "bc":
+            self.assertIn("restart airflow-scheduler with a terminal",
+                          self.cluster[name].read("systemctl.log"))
+
+
+# An ssh that keeps the first start for the node that ~/hold names until ~/release is there, and
+# then delivers it, also when nobody waits for it any more. All else goes through.
+SLOW_SSH = """\
+#!PYTHON
+import base64, os, re, subprocess, sys, time
+
+home = os.path.expanduser("~/")
+command = sys.argv[1:]
+script = base64.b64decode("".join(command[-1].partition(" asfc ")[2].split())).decode()
+sent = dict(re.findall(r"(?m)^(verb|node|term|move)='?([^'\\n]*)", script))
+hold = open(home + "hold").read() if os.path.exists(home + "hold") else None
+if sent["verb"] != "start" or sent["node"] != hold or os.path.exists(home + "held"):
+    os.execvp("ssh", ["ssh"] + command)
+with open(home + "held", "w") as file:
+    file.write(sent["term"] + "." + sent["move"])
+courier = os.fork()
+if courier:
+    os.waitpid(courier, 0)
+    sys.exit(255)
+os.setsid()
+while not os.path.exists(home + "release"):
+    time.sleep(0.02)
+answer = subprocess.run(["ssh"] + command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+with open(home + "answer.new", "wb") as file:
+    file.write(answer)
+os.rename(home + "answer.new", home + "answer")
+"""
+
+
+class StartsThatArriveLate(ClusterTest):
+    """A start for b that is on its way while the scheduler was moved to c."""
+
+    def begin(self):
+        """Controllers everywhere, a active; its first start for b is kept back; a, b are broken."""
+        for host in self.cluster:
+            host.write("bin/slow-ssh", SLOW_SSH.replace("PYTHON", HOST_PYTHON), 0o755)
+            self.configure(host, ssh_command="slow-ssh", query_timeout="3")
+        for name in "ab":
+            self.cluster[name].write("scheduler_is_broken", "")
+        self.cluster["a"].write("hold", "b")
+        self.start_controller("a")
+        self.wait_for_active("a", 15)
+        self.start_controller("b")
+        self.start_controller("c")
+        wait_until(lambda: self.cluster["a"].read("held"), 40, "a start for b on its way")
+
+    def deliver(self):
+        """b could run a scheduler again, and the start arrives; returns what b's script answers."""
+        self.cluster["b"].remove("scheduler_is_broken")
+        self.cluster["a"].write("release", "")
+        return wait_until(lambda: self.cluster["a"].read("answer"), 20, "the answer of b")
+
+    def assert_refused(self, active):
+        """b refuses the late start, and tells which newer one it has heard of."""
+        scheduler = self.cluster.watch.wait_for_one(5, "c")
+        answer = self.deliver()
+        gate = self.cluster["b"].read(".asfc/gate").split()
+        late = self.cluster["a"].read("held")
+        self.assertIn("node b has heard of the newer {}.{}".format(*gate[1:3]), answer)
+        self.assertLess([int(part) for part in late.split(".")], [int(part) for part in gate[1:3]])
+        self.assertIn("start on b, move " + late, self.controllers["a"].output())
+        self.assertIn("start on c, move {}.".format(self.cluster_record().term),
+                      self.controllers[active].output())
+        until = clock() + 2 * POLL_S
+        wait_until(lambda: clock() > until, 10, "two polls more")
+        self.assert_one_scheduler_since(scheduler)
+
+    def assert_two_schedulers(self):
+        """What the gate is for: without it the late start makes a second scheduler."""
+        self.cluster.watch.wait_for_one(5, "c")
+        self.assertIn("the start command was launched", self.deliver())
+        wait_until(self.cluster.watch.overlaps, 10, "two schedulers at the same time")
+
+    def switch_the_gate_off(self):
+        """The nodes' script then takes every pair for a new one."""
+        gate = "\npass_gate\nload_intent\n"
+        for host in self.cluster:
+            text = host.read("asfc.py")
+            self.assertEqual(text.count(gate), 1)
+            host.write("asfc.py", text.replace(
+                gate, '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
+                      'tell gate "$gate"\nload_intent\n'))
+
+    def freeze_the_sender(self):
+        """The active controller stands still with its start on the way; its successor moves on."""
+        self.begin()
+        self.controllers["a"].freeze()
+        active = self.wait_for_active("bc", 20)[0].holder
+        self.wait_for_quiet(active, "c", 60)
+        return active
+
+    def move_on_in_the_same_term(self):
+        """The sender gives the start up, tries again, fails, and moves the scheduler itself."""
+        self.begin()
+        self.wait_for_quiet("a", "c", 60)
+        return "a"
+
+    def test_a_frozen_controllers_start_that_arrives_after_its_successors_move_is_refused(self):
+        active = self.freeze_the_sender()
+        self.controllers["a"].thaw()
+        self.wait_for_words("a", "standby: {} is active".format(active), 10)
+        self.assert_refused(active)
+
+    def test_a_start_that_arrives_after_a_move_in_the_same_term_is_refused(self):
+        active = self.move_on_in_the_same_term()
+        self.assertEqual(self.cluster_record().term, 1)
+        self.assert_refused(active)
+
+    def test_without_the_gate_a_frozen_controllers_start_makes_a_second_scheduler(self):
+        self.switch_the_gate_off()
+        self.freeze_the_sender()
+        self.assert_two_schedulers()
+
+    def test_without_the_gate_a_late_start_of_the_same_term_makes_a_second_scheduler(self):
+        self.switch_the_gate_off()
+        self.move_on_in_the_same_term()
+        self.assert_two_schedulers()
+
+
+###############################################################################
+# The systemd unit ############################################################
+###############################################################################
+
+
+class TheUnit(unittest.TestCase):
+    """asfc.service, as systemd reads it."""
+
+    def setUp(self):
+        with open(os.path.join(HERE, "asfc.service")) as file:
+            self.text = file.read()
+        self.keys = dict(re.findall(r"^(\w+)=(.*)$", self.text, re.MULTILINE))
+
+    def test_it_keeps_asfc_running_and_never_ends_a_scheduler(self):
+        for key, value in (("Restart", "always"), ("RestartPreventExitStatus", "78"),
+                           ("KillMode", "process"), ("OOMPolicy", "continue"),
+                           ("TasksMax", "infinity"), ("User", "airflow"), ("Group", "airflow")):
+            self.assertEqual(self.keys[key], value, key)
+        self.assertEqual(str(asfc.ConfigurationError.exit_status), "78")
+        # The fence time with the default settings, and the limit of a stop.
+        self.assertGreater(int(self.keys["TimeoutStopSec"].rstrip("s")), 29.5 + 60)
+
+    def test_nothing_in_it_takes_sudo_from_a_command(self):
+        implying = ("NoNewPrivileges|Restrict|SystemCall|PrivateDevices|ProtectKernel|ProtectClock|"
+                    "ProtectHostname|MemoryDeny|LockPersonality|DynamicUser|CapabilityBoundingSet")
+        self.assertEqual([key for key in self.keys if re.match(implying, key)], [])
+
+    def test_systemd_finds_no_fault_in_it(self):
+        require("systemd-analyze", shutil.which("systemd-analyze"))
+        with tempfile.TemporaryDirectory() as directory:
+            unit = os.path.join(directory, "asfc.service")
+            write_file(unit, self.text.replace("/usr/bin/python3", sys.executable))
+            done = subprocess.run(["systemd-analyze", "verify", unit], stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, universal_newlines=True)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+
+
+###############################################################################
+# The demo ####################################################################
+###############################################################################
+
+
+class DemoTest(unittest.TestCase):
+    def test_it_plays_to_its_end_leaves_nothing_behind_and_touches_no_other_scheduler(self):
+        directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.addCleanup(shutil.rmtree, directory)
+        decoy = os.path.join(directory, "airflow")
+        with open(decoy, "w") as file:
+            file.write("import time\ntime.sleep(1000)\n")
+        decoys = [subprocess.Popen([sys.executable, decoy, "scheduler"]) for _ in range(2)]
+        try:
+            demo = subprocess.Popen(
+                [sys.executable, asfc.__file__, "demo"], stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, env=dict(os.environ, TMPDIR=directory),
+                universal_newlines=True)
+            said = demo.communicate()[0]
+            self.assertEqual(demo.returncode, 0, said)
+            self.assertIn("one scheduler ran all the time it could", said)
+            self.assertEqual([one.poll() for one in decoys], [None, None])
+        finally:
+            for one in decoys:
+                one.kill()
+                one.wait()
+        self.assertEqual(os.listdir(directory), ["airflow"])
+        self.assertEqual(processes_with(os.path.join(directory, "asfc-demo")), [])
+
+
+###############################################################################
+# The command line ############################################################
+###############################################################################
+
+
+class CommandLineTest(unittest.TestCase):
+    """The verbs as child processes, on a configuration with one node and a SQLite file."""
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.path = os.path.join(self.directory, "airflow.cfg")
+        self.bin = os.path.join(self.directory, "bin")
+        os.mkdir(self.bin)
+        write_ps(os.path.join(self.bin, "ps"), self.directory)
+        self.environment = {name: text for name, text in os.environ.items()
+                            if not name.startswith("AIRFLOW")}
+        self.environment.update(HOME=self.directory, PATH=self.bin + ":" + os.environ["PATH"])
+        self.configure()
+
+    def configure(self, **keys):
+        keys = dict(dict(scheduler_nodes_in_cluster="here", node_name="here", poll_frequency=1,
+                         heartbeat_timeout=8), **keys)
+        with open(self.path, "w") as file:
+            file.write("[core]\nsql_alchemy_conn = sqlite:///{}/airflow.db\n"
+                       "[scheduler_failover]\n".format(self.directory))
+            file.writelines("{} = {}\n".format(*item) for item in sorted(keys.items()))
+
+    def run_asfc(self, *words):
+        child = subprocess.Popen([sys.executable, asfc.__file__] + list(words), env=self.environment,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                 universal_newlines=True)
+        out, err = child.communicate()
+        self.assertNotIn("Traceback", err)
+        return child.returncode, out, err
+
+    def verb(self, *words):
+        return self.run_asfc(*(words + ("--config", self.path)))
+
+    def metadata(self):
+        return asfc.metadata_service(asfc.World(), asfc.Configuration.load(asfc.World(), self.path))
+
+    def start(self):
+        log = open(os.path.join(self.directory, "stderr"), "a+")
+        self.addCleanup(log.close)
+        child = subprocess.Popen([sys.executable, asfc.__file__, "start", "--config", self.path],
+                                 env=self.environment, stderr=log)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        self.addCleanup(end_processes_with, self.directory)
+        return child
+
+    def log(self):
+        with open(os.path.join(self.directory, "stderr")) as file:
+            return file.read()
+
+    def test_the_verbs_that_need_no_cluster(self):
+        self.assertEqual(self.run_asfc("version")[:2], (
+            0, "Scheduler Failover Controller Version: {}\n".format(asfc.__version__)))
+        self.assertEqual(self.run_asfc("get_current_host")[:2],
+                         (0, "current host: {}\n".format(socket.gethostname())))
+
+    def test_options_stand_before_or_after_the_verb(self):
+        for words in (("--config", self.path, "metadata"), ("metadata", "--config", self.path),
+                      ("-venv", "/v/bin/activate", "metadata", "--config", self.path),
+                      ("--venv=/v/bin/activate", "--config", self.path, "metadata")):
+            self.assertEqual(self.run_asfc(*words)[0], 0, words)
+
+    def test_a_wrong_command_line_ends_with_status_2_and_the_usage(self):
+        for words in ((), ("no_such_verb",), ("metadata", "--no-such-option"), ("start", "extra")):
+            status, out, err = self.run_asfc(*words)
+            self.assertEqual((status, out), (2, ""), words)
+            self.assertIn("usage: asfc.py", err)
+
+    def test_every_verb_has_help_that_says_more_than_its_name(self):
+        for verb in asfc.VERBS:
+            status, out, _ = self.run_asfc(verb, "--help")
+            self.assertEqual(status, 0)
+            self.assertIn("exit statuses:", out)
+            self.assertGreater(len(out.splitlines()), 12)
+
+    def test_metadata_before_the_first_start_says_none(self):
+        status, out, _ = self.verb("metadata")
+        self.assertEqual(status, 0)
+        for label in ("active_failover_node", "active_scheduler_node", "last_failover_heartbeat"):
+            self.assertIn("\n{}: None\n".format(label), out)
+        self.assertRegex(out, r"\ncurrent_timestamp: \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC\n")
+        self.assertIsNone(json.loads(self.verb("metadata", "--json")[1])["active_failover_node"])
+        self.assertFalse(os.path.exists(os.path.join(self.directory, "airflow.db")))
+
+    def test_metadata_of_a_cluster_in_words_and_as_json(self):
+        record = asfc.ClusterRecord(
+            "id", 3, 7, holder="a", instance="x", heartbeat_at="then", clock_s=100.0,
+            possible_nodes=("b", "a"), assigned=True, started=True,
+            starts=(asfc.StartMade("a", 40.0),), failed=(asfc.FailedNode("b", 130.0, 60.0, "died"),))
+        self.metadata().write("cluster", record.to_text(), None)
+        out = self.verb("metadata")[1]
+        for line in ("active_failover_node: a", "active_scheduler_node: a", "term: 3",
+                     "last_failover_heartbeat: then", "possible_nodes: b, a", "starts: a 60 s ago",
+                     "failed_node: b, died; passed over for 30 s more"):
+            self.assertIn("\n" + line + "\n", out)
+        fields = json.loads(self.verb("metadata", "--json")[1])
+        self.assertEqual((fields["active_scheduler_node"], fields["cluster"]["term"]), ("a", 3))
+
+    def test_clear_metadata_is_refused_while_a_controller_is_active_unless_forced(self):
+        self.assertEqual(self.verb("clear_metadata")[:2], (0, "There was no metadata.\n"))
+        record = asfc.ClusterRecord("id", 3, 7, holder="a", instance="x", heartbeat_timeout=44.0,
+                                    possible_nodes=("a",))
+        self.metadata().write("cluster", record.to_text(), None)
+        status, _, err = self.verb("clear_metadata")
+        self.assertEqual(status, 75)
+        self.assertIn("a is active in term 3", err)
+        self.assertEqual(self.verb("clear_metadata", "--force")[:2], (0, "The metadata is cleared.\n"))
+        found = self.metadata().read_all()["cluster"]
+        cleared = asfc.ClusterRecord.from_text(found.value)
+        self.assertEqual((cleared.term, cleared.move, cleared.cluster, cleared.heartbeat_timeout,
+                          cleared.possible_nodes, cleared.holder, found.version),
+                         (3, 7, "id", 44.0, (), "", 2))
+
+    def test_is_scheduler_running_tells_by_words_and_status(self):
+        status, out, _ = self.verb("is_scheduler_running")
+        self.assertEqual(status, 1, out)
+        self.assertIn("Testing to see if scheduler is running on host 'here': False", out)
+        program = os.path.join(self.bin, "airflow")
+        with open(program, "w") as file:
+            file.write("import time\ntime.sleep(1000)\n")
+        for count, expected in ((1, 0), (2, 4)):
+            child = subprocess.Popen([sys.executable, program, "scheduler"])
+            self.addCleanup(child.wait)
+            self.addCleanup(child.kill)
+            status, out, _ = self.verb("is_scheduler_running")
+            self.assertEqual(status, expected, out)
+            self.assertIn("'here': True", out)
+        self.configure(ssh_command="/bin/false", scheduler_nodes_in_cluster="far")
+        status, out, _ = self.verb("is_scheduler_running")
+        self.assertEqual((status, "'far': Unknown" in out), (3, True), out)
+
+    def test_test_connection_tests_nodes_and_metadata(self):
+        status, out, _ = self.verb("test_connection")
+        self.assertEqual(status, 0, out)
+        self.assertIn("Testing Connection for host 'here': Connection Succeeded", out)
+        self.assertIn("read and conditional write succeeded", out)
+        self.configure(scheduler_nodes_in_cluster="here, far", ssh_command="/bin/false")
+        self.assertEqual(self.verb("test_connection")[0], 1)
+
+    def test_init_appends_the_section_once(self):
+        with open(self.path, "w") as file:
+            file.write("[core]\ndags_folder = /dags\n")
+        self.assertEqual(self.verb("init")[0], 0)
+        with open(self.path) as file:
+            text = file.read()
+        self.assertEqual(text.count("[scheduler_failover]"), 1)
+        status, out, _ = self.verb("init")
+        self.assertEqual((status, "already" in out), (0, True))
+        with open(self.path) as file:
+            self.assertEqual(file.read(), text)
+
+    def test_a_test_mail_without_an_address_or_a_server_is_one_clear_line(self):
+        status, _, err = self.verb("send_test_email")
+        self.assertEqual((status, "alert_to_email" in err), (78, True))
+        self.configure(alert_to_email="ops@example.org")
+        self.environment["AIRFLOW__SMTP__SMTP_PORT"] = "1"
+        status, _, err = self.verb("send_test_email")
+        self.assertEqual((status, len(err.splitlines())), (1, 1), err)
+
+    def test_a_second_controller_on_one_state_directory_is_refused(self):
+        first = self.start()
+        wait_until(lambda: "active in term 1" in self.log(), 20, self.log)
+        status, _, err = self.verb("start")
+        self.assertEqual(status, 75)
+        self.assertIn("another controller runs with the state directory", err)
+        self.assertIsNone(first.poll())
+
+    def test_a_controller_starts_a_scheduler_ends_in_order_and_leaves_it(self):
+        SchedulerStandIn(self.bin)
+        child = self.start()
+        wait_until(lambda: "the start command was launched" in self.log(), 20, self.log)
+        wait_until(lambda: SchedulerStandIn(self.bin).started(), 20, self.log)
+        pid = SchedulerStandIn(self.bin).started()[-1]
+        child.terminate()
+        self.assertEqual(child.wait(), 0)
+        self.assertIn("stopping (SIGTERM); the scheduler is left as it is", self.log())
+        self.assertIn("gave the lease up", self.log())
+        self.assertTrue(lives(pid))
+        fields = json.loads(self.verb("metadata", "--json")[1])
+        self.assertIsNone(fields["active_failover_node"])
+        self.assertEqual(fields["active_scheduler_node"], "here")
+        again = self.start()
+        wait_until(lambda: "no action: I am active, the scheduler runs on here" in self.log(), 20,
+                   self.log)
+        self.assertTrue(lives(pid))
+        self.assertEqual(len(SchedulerStandIn(self.bin).started()), 1)
+        self.assertIsNone(again.poll())
+
+    def test_a_controller_that_is_killed_takes_its_own_lease_back_at_once(self):
+        SchedulerStandIn(self.bin)
+        first = self.start()
+        wait_until(lambda: "active in term 1" in self.log(), 20, self.log)
+        first.kill()
+        first.wait()
+        began = time.monotonic()
+        self.start()
+        wait_until(lambda: "active in term 2: it was this node's own" in self.log(), 20, self.log)
+        self.assertLess(time.monotonic() - began, 6)   # and not after the timeout of 8 s
+
+    def test_an_error_of_the_configuration_ends_start_with_status_78_and_no_traceback(self):
+        self.configure(node_name="elsewhere")
+        status, _, err = self.verb("start")
+        self.assertEqual(status, 78)
+        self.assertIn("get_current_host", err)
+
+
+class ReadmeTest(unittest.TestCase):
+    def test_the_table_of_keys_is_the_codes(self):
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            text = file.read()
+        table = text.partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
+        self.assertEqual(table.strip(), asfc.options_table_markdown().strip())
+
+    def test_every_verb_and_exit_status_is_there(self):
+        with open(os.path.join(HERE, "README.md"), encoding="utf-8") as file:
+            text = file.read()
+        for verb in asfc.VERBS:
+            self.assertIn("`{}".format(verb), text)
+        for status in (0, 1, 2, 3, 4, 69, 75, 78):
+            self.assertRegex(text, r"\| *`?{}`? *\|".format(status))
+
+
+###############################################################################
+# Benchmarks ##################################################################
+###############################################################################
+
+BARE = "import argparse, configparser, logging, subprocess, json"
+
+
+class Bench:
+    """`python3 test_asfc.py bench`: each figure with its bound; ratios within one run only."""
+
+    def __init__(self):
+        self.directory = tempfile.mkdtemp(prefix="asfc-bench-")
+        self.failed = 0
+
+    def run(self):
+        try:
+            bare = [sys.executable, "-c", BARE]
+            self.write_configuration("a", nodes="a")
+            self.show("version / bare interpreter with five modules",
+                      self.ratio(self.asfc("version"), bare), 2.0)
+            self.show("metadata on SQLite / the same interpreter",
+                      self.ratio(self.asfc("metadata"), bare), 3.0)
+            self.show("resident memory of a standby (MB)", self.standby_memory(), 32.0)
+            self.show("is_scheduler_running, 20 nodes, ssh waits 1 s (s)", self.twenty_nodes(), 1.5)
+            self.show("CPU of a heartbeat on MariaDB / bare client's select 1",
+                      self.heartbeat_ratio(), 1.5)
+        finally:
+            shutil.rmtree(self.directory)
+        return 1 if self.failed else 0
+
+    def show(self, what, value, bound):
+        if value is None:
+            print("{:<62} skipped: no MariaDB server here".format(what))
+            return
+        well = value <= bound
+        self.failed += not well
+        print("{:<62} {:6.2f}  bound {:5.2f}  {}".format(what, value, bound,
+                                                         "ok" if well else "TOO MUCH"), flush=True)
+
+    def asfc(self, verb):
+        return [sys.executable, asfc.__file__, verb, "--config",
+                os.path.join(self.directory, "airflow.cfg")]
+
+    def write_configuration(self, name, nodes, **keys):
+        keys = dict(dict(scheduler_nodes_in_cluster=nodes, node_name=name,
+                         logging_dir=self.directory, state_dir=self.directory + "/state"), **keys)
+        with open(os.path.join(self.directory, "airflow.cfg"), "w") as file:
+            file.write("[database]\nsql_alchemy_conn = sqlite:///{}/metadata.db\n"
+                       "[scheduler_failover]\n".format(self.directory))
+            file.writelines("{} = {}\n".format(*item) for item in keys.items())
+
+    @staticmethod
+    def seconds(argv):
+        began = time.monotonic()
+        subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
+        return time.monotonic() - began
+
+    def ratio(self, argv, bare, rounds=15):
+        """The median ratio of pairs that were run one right after the other."""
+        self.seconds(argv), self.seconds(bare)
+        ratios = sorted(self.seconds(argv) / self.seconds(bare) for _ in range(rounds))
+        return ratios[rounds // 2]
+
+    def standby_memory(self):
+        """A standby beside a holder that promised an hour."""
+        record = asfc.ClusterRecord("bench", 1, holder="b", instance="x", heartbeat_timeout=3600.0,
+                                    possible_nodes=("a", "b"))
+        self.write_configuration("a", nodes="a, b", poll_frequency="1", heartbeat_timeout="8")
+        with open(os.path.join(self.directory, "log"), "w") as log:
+            service = asfc.metadata_service(asfc.World(), asfc.Configuration.load(
+                asfc.World(), os.path.join(self.directory, "airflow.cfg")))
+            service.write("cluster", record.to_text(), None)
+            child = subprocess.Popen(self.asfc("start"), stderr=log)
+        try:
+            wait_until(lambda: "standby: b is active" in open(log.name).read(), 20, "a standby runs")
+            time.sleep(5)  # some heartbeats, so that what they import is counted
+            with open("/proc/{}/status".format(child.pid)) as status:
+                return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) / 1024.0
+        finally:
+            child.kill()
+            child.wait()
+
+    def twenty_nodes(self):
+        ssh = os.path.join(self.directory, "slow-ssh")
+        with open(ssh, "w") as file:
+            file.write("#!/bin/sh\nsleep 1\nexit 255\n")
+        os.chmod(ssh, 0o755)
+        self.write_configuration("x", nodes=", ".join("n{}".format(n) for n in range(20)),
+                                 ssh_command=ssh)
+        times = []
+        for _ in range(3):
+            began = time.monotonic()
+            subprocess.run(self.asfc("is_scheduler_running"), stdout=subprocess.DEVNULL)
+            times.append(time.monotonic() - began)
+        return sorted(times)[1]
+
+    def heartbeat_ratio(self, rounds=40):
+        """CPU seconds of a heartbeat, of this process and its children, against the bare client's."""
+        if not MariaDbServer.present():
+            return None
+        server = MariaDbServer()
+        try:
+            server.start()
+            server.create_database("bench")
+            path = os.path.join(self.directory, "airflow.cfg")
+            self.write_configuration("a", nodes="a")
+            os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = url = server.url_for("bench")
+            world = asfc.World()
+            configuration = asfc.Configuration.load(world, path)
+            lease = asfc.Lease(world, configuration, asfc.metadata_service(world, configuration),
+                               "lock", lambda: None, logging.Logger("bench"))
+            lease.beat()
+            assert lease.active, "the bench holds the lease"
+            found = asfc.read_database_url(url)
+            client = [shutil.which("mysql") or shutil.which("mariadb"), "--no-defaults", "-h", found.host, "-P", found.port, "-u", found.user,
+                      "-e", "select 1", found.database]
+            environment = dict(os.environ, MYSQL_PWD=found.password)
+            bare = functools.partial(subprocess.call, client, env=environment,
+                                     stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            pairs = [(self.cpu_s(lease.beat), self.cpu_s(bare)) for _ in range(rounds)]
+            assert lease.active, "each heartbeat was confirmed"
+            return sum(pair[0] for pair in pairs) / sum(pair[1] for pair in pairs)
+        finally:
+            os.environ.pop("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", None)
+            server.remove()
+
+    @staticmethod
+    def cpu_s(function):
+        """CPU seconds that a call takes, its children's included."""
+        def used():
+            both = (resource.getrusage(resource.RUSAGE_SELF),
+                    resource.getrusage(resource.RUSAGE_CHILDREN))
+            return sum(one.ru_utime + one.ru_stime for one in both)
+        before = used()
+        function()
+        return used() - before
+
+
+SOAKS = {"nodes": lambda: soak_node_model(10000)}
+
+
+class ResultThatTells(unittest.TextTestResult):
+    """Tells at the end what was skipped, and for want of what."""
+
+    def printErrors(self):
+        super().printErrors()
+        reasons = collections.Counter(reason for _, reason in self.skipped)
+        for reason, count in sorted(reasons.items()):
+            self.stream.writeln("skipped {:3d}: {}".format(count, reason))
+
+
+def main():
+    if sys.argv[1:2] == ["bench"]:
+        return Bench().run()
+    if sys.argv[1:2] == ["soak"]:
+        names = sorted(SOAKS)
+        if len(sys.argv) != 3 or sys.argv[2] not in SOAKS:
+            print("usage: python3 test_asfc.py soak NAME, one of: " + ", ".join(names), file=sys.stderr)
+            return 2
+        return SOAKS[sys.argv[2]]()
+    runner = unittest.TextTestRunner(resultclass=ResultThatTells)
+    unittest.main(testRunner=runner)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
