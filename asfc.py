@@ -14,13 +14,14 @@ What it promises
     "not running". Stopping, upgrading or losing controllers does not touch a healthy scheduler.
 
 What it does not promise
-    While a node where a scheduler may run does not answer, nothing is started anywhere: its silence
-    proves nothing yet. asfc then waits, alerts, and says which answer it waits for. A scheduler that
-    SIGKILL can't end, and one that a person starts by hand, run beside another until the next turn.
+    While a node where a scheduler may run does not answer, nothing is started anywhere: in this
+    version its silence proves nothing. asfc then waits, alerts, and says whose answer it waits for.
+    A scheduler that a person starts by hand runs beside the other until the next turn; one that
+    SIGKILL can't end runs on.
 
 The clock
-    CLOCK_BOOTTIME of each host, never a wall clock, and never two hosts' clocks compared. Only their
-    rates may not differ by a tenth.
+    CLOCK_BOOTTIME of each host, never a wall clock, and never two hosts' clocks compared. Only
+    their rates may not differ by a tenth.
 
 The words
     node       a host named in scheduler_nodes_in_cluster
@@ -159,6 +160,12 @@ class _RunningCommand:
             self.output[name] += data
         return bool(data)
 
+    def drain(self, pipe: Any, name: str) -> None:
+        """Read the last words of an ended command, no more than may be kept: a child of its own may
+        go on writing into the same pipe."""
+        while len(self.output[name]) < self.MOST_OUTPUT and self.transfer(pipe, name):
+            pass
+
     def kill(self) -> None:
         """End the whole process group; only while the leader is not reaped, so its id is ours."""
         if self.process.returncode is None:
@@ -177,8 +184,9 @@ class _RunningCommand:
                     pipe.close()
                 except OSError:
                     pass
-        texts = [bytes(self.output[name]).decode("utf-8", "replace") for name in ("stdout", "stderr")]
-        return CommandResult(None if self.problem else status, texts[0], texts[1], self.problem)
+        stdout, stderr = (bytes(self.output[name]).decode("utf-8", "replace")
+                          for name in ("stdout", "stderr"))
+        return CommandResult(None if self.problem else status, stdout, stderr, self.problem)
 
 
 class World:
@@ -280,7 +288,7 @@ class World:
                     selector.register(pipe, event, (index, name))
             while running:
                 self._transfer(selector, running)
-                for index in [i for i, child in running.items() if self._is_over(selector, i, child)]:
+                for index in [i for i, child in running.items() if self._is_over(child)]:
                     child = running.pop(index)
                     for pipe, _, _ in child.pipes():
                         if not pipe.closed and pipe in selector.get_map():
@@ -297,12 +305,12 @@ class World:
                 selector.unregister(key.fileobj)
                 key.fileobj.close()
 
-    def _is_over(self, selector: Any, index: int, child: _RunningCommand) -> bool:
-        """Whether the child has ended or had to be killed. Pipes that others inherited don't count."""
+    def _is_over(self, child: _RunningCommand) -> bool:
+        """Whether the child has ended or had to be killed. Pipes that others hold don't count."""
         if child.process.poll() is not None:
             for pipe, event, name in child.pipes():
-                while event == selectors.EVENT_READ and not pipe.closed and child.transfer(pipe, name):
-                    pass  # the last words, already in the pipe
+                if event == selectors.EVENT_READ and not pipe.closed:
+                    child.drain(pipe, name)
             return True
         if self.now() < child.deadline:
             return False
@@ -1316,7 +1324,7 @@ class Intent(NamedTuple):
 
 
 class Process(NamedTuple):
-    """A process on a node; pid and start time (clock ticks since boot) together name it for good."""
+    """A process on a node; pid and start time (clock ticks since boot) name it for good."""
     pid: int
     start: int
     parent: int
@@ -3227,7 +3235,7 @@ class HealthWatch:
         return min(self._configuration.poll_frequency, self._configuration.health_threshold_s / 3)
 
     def sign(self) -> HealthSign:
-        """The evidence as it stands now. One that two later readings should have renewed is none."""
+        """The evidence as it stands; one that two later readings should have renewed is none."""
         now, read_at = self._world.now(), self._read_at
         oldest = 2 * (self._pause_s() + self._configuration.query_timeout)
         if read_at is None or now - read_at > oldest:
@@ -3308,8 +3316,8 @@ class Alerts:
                     self._log.warning("the alert %r could not be mailed (%s): next try in %g s",
                                       alert.subject, error, wait_s)
                     return wait_s
-                self._log.error("the alert %r could not be mailed and is dropped after %d tries: %s",
-                                alert.subject, self._failures, error)
+                self._log.error("the alert %r could not be mailed and is dropped after %d tries: "
+                                "%s", alert.subject, self._failures, error)
             else:
                 self._log.info("mailed the alert %r", alert.subject)
             self._failures = 0
@@ -3457,8 +3465,8 @@ class Lease:
     def _renew(self) -> None:
         overdue_s = self._world.now() - self._work_due
         if overdue_s > self._configuration.heartbeat_timeout:
-            self._tell(logging.ERROR, "the main loop is overdue by {:.0f} s: the heartbeat stops, a "
-                       "standby takes over".format(overdue_s))
+            self._tell(logging.ERROR, "the main loop is overdue by {:.0f} s: the heartbeat stops, "
+                       "a standby takes over".format(overdue_s))
             return
         if self._outcome_unknown:
             self._take_in(self._metadata.read_all())
@@ -3528,17 +3536,18 @@ class Lease:
     def _claim_reason(self) -> str:
         """Why the lease may be claimed now, or nothing. The clock is this standby's own."""
         now, record = self._world.now(), self.record
-        if record and record.holder == self._configuration.node_name and self._lock_id == record.lock_id:
+        own = (self._configuration.node_name, self._lock_id)
+        if record and (record.holder, record.lock_id) == own:
             return "it was this node's own, and its lock file is in my hands"
         if not self._legacy.is_clear():
             return ""
         if record is None:
             return "there was no record"
         if record.state_dir not in ("", self._configuration.state_dir):
-            self._tell(logging.ERROR, "state_dir is {} here and {} on {}: it must be the same on all "
-                       "nodes, or a node has two gates. Until then this controller never becomes "
-                       "active".format(self._configuration.state_dir, record.state_dir,
-                                       record.holder or "the other nodes"))
+            self._tell(logging.ERROR, "state_dir is {} here and {} on {}: it must be the same on "
+                       "all nodes, or a node has two gates. Until then this controller never "
+                       "becomes active".format(self._configuration.state_dir, record.state_dir,
+                                               record.holder or "the other nodes"))
             return ""
         if not record.holder and not record.cleared:
             return "nobody held it"
@@ -3550,7 +3559,7 @@ class Lease:
         return "{} sent no heartbeat for {:.0f} s".format(record.holder, unchanged_s)
 
     def _just_back(self, now: float) -> bool:
-        """After a failure of the metadata service the holder is given the time to come back, too."""
+        """After a failure of the metadata service the holder gets the time to come back, too."""
         configuration = self._configuration
         return self._trouble_at is not None and now - self._trouble_at < (
             configuration.heartbeat_interval_s + configuration.metadata_limit_s
@@ -3563,8 +3572,8 @@ class Lease:
         possible = before.possible_nodes or configuration.scheduler_nodes_in_cluster
         claim = before._replace(
             term=before.term + 1, holder=configuration.node_name, instance=self.instance,
-            lock_id=self._lock_id, state_dir=configuration.state_dir, heartbeat_timeout=configuration.heartbeat_timeout,
-            possible_nodes=possible, cleared=False,
+            lock_id=self._lock_id, state_dir=configuration.state_dir,
+            heartbeat_timeout=configuration.heartbeat_timeout, possible_nodes=possible, cleared=False,
             clock_s=before.clock_s + self._world.now() - self._seen_at)
         self.succeeded = before.holder if before.holder != configuration.node_name else ""
         sent_at = self._world.now()
@@ -3747,7 +3756,9 @@ def adopt_or_keep_one(seen: Observation, configuration: Any) -> Optional[Decisio
     assigned = record.active_scheduler_node
     if assigned in running and record.started:
         return keep_the_active_one(seen, configuration, running)
-    if assigned is None or assigned in running or not record.started or seen.proven_stopped(assigned):
+    # One that was started on a node which is unknown now may run there, too: then none may stay.
+    if assigned is None or assigned in running or not record.started \
+            or seen.proven_stopped(assigned):
         keeper = assigned if assigned in running else running[0]
         others = tuple(node for node in record.possible_nodes if node != keeper)
         return Decision("the scheduler that runs on {} is the one: {}".format(
@@ -3762,7 +3773,7 @@ def adopt_or_keep_one(seen: Observation, configuration: Any) -> Optional[Decisio
 
 def keep_the_active_one(seen: Observation, configuration: Any,
                         running: Sequence[str]) -> Decision:
-    """The active scheduler node runs one: all others end, and nodes that proved it leave the list."""
+    """The active scheduler node runs one: all others end, nodes that proved it leave the list."""
     record = seen.record
     active = record.possible_nodes[-1]
     surplus = [node for node in running if node != active]
@@ -3843,7 +3854,8 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
         else:
             ended_s = intent.ended_s or 0.0
             late = ended_s >= configuration.settle_s
-            why = "no scheduler appeared within {:.0f} s after its start command ended".format(ended_s)
+            why = "no scheduler appeared within {:.0f} s after its start command ended".format(
+                ended_s)
         if late:
             failed = mark_failed(seen.record, node, why)  # once: only after the stop was answered
             return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
@@ -3864,11 +3876,11 @@ def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[De
                         again_s=configuration.retry_interval_s)
     reasons = "; ".join(map(seen.reason, unknown))
     if all(report.refused for report in reports):
-        remedy = ("The metadata here is older than what the nodes have heard: was it restored from a "
-                  "backup, or do not all controllers share one database (sql_alchemy_conn)?")
+        remedy = ("The metadata here is older than what the nodes have heard: was it restored from "
+                  "a backup, or do not all controllers share one database (sql_alchemy_conn)?")
     else:
-        remedy = ("Bring {} back; or stop all controllers, take {} out of scheduler_nodes_in_cluster "
-                  "everywhere and run clear_metadata".format(
+        remedy = ("Bring {} back; or stop all controllers, take {} out of "
+                  "scheduler_nodes_in_cluster everywhere and run clear_metadata".format(
                       ", ".join(unknown), "it" if len(unknown) == 1 else "them"))
     return Decision("waiting: a scheduler may run on {}, so none is started. {} -- {}".format(
         ", ".join(unknown), reasons, remedy), healthy=False)
@@ -3891,7 +3903,7 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
 
 
 def stop_remnants(seen: Observation, configuration: Any, but: str = "") -> Optional[Decision]:
-    """What a dead scheduler left holds ports and tasks: it is stopped once before the next start."""
+    """What a dead scheduler left holds ports and tasks: it is stopped once before a next start."""
     for node in seen.record.possible_nodes:
         report = seen.reports.get(node)
         if node != but and node not in seen.cleaned and report and report.remnants \
@@ -3910,7 +3922,8 @@ def choose_another_node(seen: Observation, configuration: Any) -> Optional[Decis
     used_up = starts_within(record, assigned, configuration.scheduler_restart_window)
     if assigned and not failed_now(record, assigned) and record.started \
             and len(used_up) >= configuration.scheduler_restart_budget:
-        why = "{} starts within {:.0f} s".format(len(used_up), configuration.scheduler_restart_window)
+        why = "{} starts within {:.0f} s".format(len(used_up),
+                                                 configuration.scheduler_restart_window)
         failed = mark_failed(record, assigned, why)
     chosen = choose_node(seen, configuration, failed)
     if chosen is None:
@@ -3968,8 +3981,8 @@ def start_scheduler(seen: Observation, configuration: Any) -> Decision:
 
 def in_list_order(nodes: Iterable[str], configuration: Any) -> List[str]:
     """Nodes in the order of scheduler_nodes_in_cluster, those not in it last."""
-    order = list(configuration.scheduler_nodes_in_cluster)
-    return sorted(nodes, key=lambda node: (order.index(node) if node in order else len(order), node))
+    place = {node: at for at, node in enumerate(configuration.scheduler_nodes_in_cluster)}
+    return sorted(nodes, key=lambda node: (place.get(node, len(place)), node))
 
 
 def starts_within(record: ClusterRecord, node: Optional[str], window_s: float) -> List[StartMade]:
@@ -4132,7 +4145,8 @@ class FailoverController:
         if not self.lease.may_act() or seen is None:
             return 0.0
         decision = decide(seen, self._configuration)
-        self._tell(decision.sentence, logging.WARNING if decision.healthy is False else logging.INFO)
+        failing = decision.healthy is False
+        self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
         self._count_round(decision, seen)
         attempt = self._attempt
         for action in decision.actions:
@@ -4182,8 +4196,8 @@ class FailoverController:
                 if (node, process.pid, process.start) not in self._strangers:
                     self._strangers.add((node, process.pid, process.start))
                     self._log.warning(
-                        "a scheduler of another user runs on %s (pid %d, uid %d); it is not counted "
-                        "and not stopped, see scheduler_user", node, process.pid, process.uid)
+                        "a scheduler of another user runs on %s (pid %d, uid %d); it is not "
+                        "counted and not stopped, see scheduler_user", node, process.pid, process.uid)
 
     def _follow_process(self, now: float, node: Optional[str],
                         report: Optional[NodeReport]) -> float:
@@ -4204,7 +4218,8 @@ class FailoverController:
         record = self.lease.record
         stamp = self.lease.stamp(record) if record and record.term == seen.record.term else None
         if record is None or stamp is None or not self.lease.may_act():
-            self._log.warning("not done, the lease is not mine any more or not confirmed: %s", action)
+            self._log.warning("not done, the lease is not mine any more, or not confirmed: %s",
+                              action)
             return False
         if isinstance(action, ChangeRecord):
             return self._change_record(action, seen.record)
@@ -4346,7 +4361,7 @@ alert_to_email =
 class Demo:
     """Two controllers, a and b, on this machine, with a SQLite file and a stand-in scheduler.
 
-    Both are the real program as child processes; only Airflow, ssh and the view of ps are stand-ins.
+    Both are the real program as child processes; Airflow, ssh and the view of ps are stand-ins.
     The demo plays the operator and the faults: it is the one part that uses the system directly.
     """
 
@@ -4370,7 +4385,8 @@ class Demo:
             return False
         self.tell("kill -9 of the scheduler on a")
         os.kill(self.pid_on("a"), signal.SIGKILL)
-        if not self.wait_for("started on a", 15) or not self.wait_for("the scheduler runs on a", 15):
+        if not self.wait_for("started on a", 15) \
+                or not self.wait_for("the scheduler runs on a", 15):
             return False
         self.tell("kill -9 of the active controller, on {}; the scheduler lives on".format(active))
         scheduler = self.pid_on("a")
@@ -4482,8 +4498,8 @@ def verb_demo(world: World, arguments: Any) -> int:
     """Show on this one machine, without Airflow and without root, what asfc does.
 
     Two controllers with a SQLite file and a stand-in scheduler run in a temporary directory. The
-    scheduler is killed, then the active controller, then the start is broken on one node. A timeline
-    is printed; it takes less than a minute and leaves nothing behind.
+    scheduler is killed, then the active controller, then the start is broken on one node. A
+    timeline is printed; it takes less than a minute and leaves nothing behind.
     """
     import shutil
     import tempfile
@@ -4560,7 +4576,8 @@ def try_metadata(metadata: MetadataService) -> str:
     if not metadata.write(name, "{}", version) or metadata.write(name, "{}", version):
         raise MetadataError("{}: a conditional write did not do what it must (another "
                             "test_connection at the same time?)".format(metadata.describe()))
-    return "{}: read and conditional write succeeded. {}".format(metadata.describe(), metadata.check())
+    return "{}: read and conditional write succeeded. {}".format(metadata.describe(),
+                                                                  metadata.check())
 
 
 def verb_is_scheduler_running(world: World, arguments: Any) -> int:
@@ -4640,7 +4657,8 @@ def verb_clear_metadata(world: World, arguments: Any) -> int:
     if record and record.holder and not arguments.force:
         raise RefusedError(
             "{} is active in term {}, its last heartbeat was at {}: stop the controllers first, or "
-            "use --force when they are gone".format(record.holder, record.term, record.heartbeat_at))
+            "use --force when they are gone".format(record.holder, record.term,
+                                                    record.heartbeat_at))
     metadata.clear()
     print("The metadata is cleared." if found else "There was no metadata.")
     return 0
@@ -4653,8 +4671,8 @@ def verb_send_test_email(world: World, arguments: Any) -> int:
         raise ConfigurationError("{}: section [scheduler_failover], key alert_to_email: no one is "
                                  "named; set it to the addresses that alerts go to".format(
                                      configuration.path))
-    alert = Alert(configuration.alert_email_subject, "This is a TEST ALERT\n\nIt was sent by asfc on "
-                  "{}. Nothing has failed.\n".format(configuration.node_name))
+    alert = Alert(configuration.alert_email_subject, "This is a TEST ALERT\n\nIt was sent by asfc "
+                  "on {}. Nothing has failed.\n".format(configuration.node_name))
     try:
         Alerts(world, configuration, logging.getLogger("asfc")).send(alert)
     except OSError as error:
@@ -4676,8 +4694,8 @@ def verb_start(world: World, arguments: Any) -> int:
         world.make_directory(state_dir)
         lock_id = world.hold_lock(os.path.join(state_dir, "controller.lock"), world.random_id())
     except OSError as error:
-        raise ConfigurationError("{}: section [scheduler_failover], key state_dir = {}: {}; it must "
-                                 "be a directory that this user can write".format(
+        raise ConfigurationError("{}: section [scheduler_failover], key state_dir = {}: {}; it "
+                                 "must be a directory that this user can write".format(
                                      configuration.path, configuration.state_dir, error.strerror))
     if lock_id is None:
         raise RefusedError("another controller runs with the state directory {}: stop it first, or "
@@ -4712,8 +4730,8 @@ def read_own_gate(world: World, state_dir: str) -> Optional[Gate]:
             raise ValueError
         return Gate(Pair(int(term), int(move)), instance, cluster, node)
     except (OSError, ValueError):
-        raise MetadataError("there is no record in the metadata, and this node's gate {} can't be read "
-                            "to make one from".format(path))
+        raise MetadataError("there is no record in the metadata, and this node's gate {} can't be "
+                            "read to make one from".format(path))
 
 
 class LogContext(logging.Filter):
