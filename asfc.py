@@ -3573,8 +3573,8 @@ class Lease:
         claim = before._replace(
             term=before.term + 1, holder=configuration.node_name, instance=self.instance,
             lock_id=self._lock_id, state_dir=configuration.state_dir,
-            heartbeat_timeout=configuration.heartbeat_timeout, possible_nodes=possible, cleared=False,
-            clock_s=before.clock_s + self._world.now() - self._seen_at)
+            heartbeat_timeout=configuration.heartbeat_timeout, possible_nodes=possible,
+            cleared=False, clock_s=before.clock_s + self._world.now() - self._seen_at)
         self.succeeded = before.holder if before.holder != configuration.node_name else ""
         sent_at = self._world.now()
         if self._claim is None:  # else it stays open, from when it was first sent
@@ -4197,7 +4197,8 @@ class FailoverController:
                     self._strangers.add((node, process.pid, process.start))
                     self._log.warning(
                         "a scheduler of another user runs on %s (pid %d, uid %d); it is not "
-                        "counted and not stopped, see scheduler_user", node, process.pid, process.uid)
+                        "counted and not stopped, see scheduler_user",
+                        node, process.pid, process.uid)
 
     def _follow_process(self, now: float, node: Optional[str],
                         report: Optional[NodeReport]) -> float:
@@ -4832,7 +4833,8 @@ def main(argv: Optional[Sequence[str]] = None, world: Optional[World] = None) ->
     parser = command_line()
     arguments = parser.parse_args(argv)
     for option in ("venv", "config"):
-        setattr(arguments, option, getattr(arguments, option, None))
+        path = getattr(arguments, option, None)
+        setattr(arguments, option, os.path.abspath(os.path.expanduser(path)) if path else None)
     if not arguments.verb:
         parser.print_help(sys.stderr)
         return UsageError.exit_status
