@@ -4571,10 +4571,10 @@ def verb_test_connection(world: World, arguments: Any) -> int:
 
 def try_metadata(metadata: MetadataService) -> str:
     """Read, and write a scratch record on condition. Returns a sentence; raises MetadataError."""
-    name = "scratch"
+    name, value = "scratch", '{"format": 1}'
     before = metadata.read_all().get(name)
     version = before.version if before else None
-    if not metadata.write(name, "{}", version) or metadata.write(name, "{}", version):
+    if not metadata.write(name, value, version) or metadata.write(name, value, version):
         raise MetadataError("{}: a conditional write did not do what it must (another "
                             "test_connection at the same time?)".format(metadata.describe()))
     return "{}: read and conditional write succeeded. {}".format(metadata.describe(),
@@ -4756,6 +4756,7 @@ class LogContext(logging.Filter):
 def open_log(configuration: Configuration) -> logging.Logger:
     """The logger of a controller: the rotated file and stderr. Raises ConfigurationError."""
     import logging.handlers
+    logging.raiseExceptions = False  # a full disk must not fill stderr with tracebacks
     log = logging.getLogger("asfc")
     log.setLevel(configuration.logging_level)
     log.propagate = False
