@@ -2145,7 +2145,7 @@ function base(word) { sub(/.*\//, "", word); return word }
 function recognised(words, at) {
     at = 7
     if (base(words[at]) ~ /^python/)
-        for (at++; words[at] ~ /^-/; at++) ;
+        for (at++; words[at] ~ /^-/; at++) if (words[at] ~ /^-[^-]*[WX]$/) at++
     if (base(words[at]) != "airflow" || words[at + 1] != "scheduler") return 0
     return words[at + 2] == "--" || words[at + 2] == "-" ? 2 : 1
 }
@@ -2200,13 +2200,23 @@ function verdict(p, i, q, twins) {
     }
     return twins && !(session[p] in running) ? "remnant" : "main"
 }
+# The highest process above one within its session.
+function crown(q, depth) {
+    for (depth = 0; depth < 200 && parent[q] != 1 && (parent[q] in running) && \
+            session[parent[q]] == session[q]; depth++) q = parent[q]
+    return q
+}
 # A session is the scheduler's own when nothing else lives in it: forks, and above it no terminal.
-function owns(m, i, q) {
-    if (m in remembered) return m_own[remembered[m]]
+function owns(m, i, q, before) {
+    before = m in remembered
+    if (before && !m_own[remembered[m]]) return 0
     for (i = 1; i <= total; i++) {
         q = pid[i]
         if (session[q] != session[m] || below(q, m)) continue
-        if ((q in protected) || !below(m, q) || !known(q) || terminal[q] != 0) return 0
+        # What lost its parent since then was the scheduler's.
+        if (before && !(q in protected) && !below(m, q) && !below(m, crown(q))) continue
+        if ((q in protected) || !below(m, q) || !(q in shell) || !known(q) || terminal[q] != 0)
+            return 0
     }
     return 1
 }
@@ -2216,11 +2226,11 @@ function leftover(q, i, j) {
         if (below(q, main_at[j]) || below(main_at[j], q)) return 0
     if (kind[q] == 2) {
         for (j = 1; j <= mains; j++) if (session[q] == session[main_at[j]]) return 0
-        return 1
+        return kind[crown(q)] > 0    # a dag-processor's children have such names too
     }
     for (i = 1; i <= memories; i++)
         if (dead[i] && m_own[i] && session[q] == m_session[i] && known(q) &&
-            start[q] >= m_start[i]) return 1
+            start[q] >= m_start[i] && known(crown(q)) && start[crown(q)] >= m_start[i]) return 1
     return 0
 }
 # Whether a process goes with what is to be stopped, and not with the main process to keep.
@@ -2254,6 +2264,7 @@ BEGIN { FS = "\001" }
     parent[p] = word[2]; group[p] = word[3]; session[p] = word[4]; user[p] = word[5]
     if (word[6] ~ /^[ZX]/) next
     running[p] = 1; pid[++total] = p
+    if (base(word[7]) ~ /^-?[a-z]*sh$/) shell[p] = 1
     if ((kind[p] = recognised(word))) args[p] = substr($0, 1, 800)
 }
 END {
@@ -2269,7 +2280,10 @@ END {
     for (i = 1; i <= total; i++) {
         p = pid[i]
         if (!kind[p]) continue
-        if (!known(p)) { print "unsettled"; exit }
+        if (!known(p)) {
+            if (kind[p] == 1 && kind[parent[p]] != 1) { print "unsettled"; exit }
+            kind[p] = 0; delete running[p]; continue    # a helper or fork that has just ended
+        }
         if (user[p] == uid && !contained(p)) continue
         foreign[p] = kind[p]; kind[p] = 0
     }
@@ -2282,6 +2296,8 @@ END {
         m_pid[i] = f[1]; m_start[i] = f[2]; m_session[i] = f[3]
         m_own[i] = f[4] + 0; m_image[i] = f[5]
         dead[i] = !((f[1] in running) && known(f[1]) && start[f[1]] == f[2])
+        # A session whose leader is younger than the scheduler in it has only its number.
+        if (dead[i] && (f[3] in running) && known(f[3]) && start[f[3]] > f[2]) m_session[i] = ""
         if (!dead[i]) remembered[f[1]] = i
     }
     for (i = 1; i <= total; i++) {
@@ -2374,7 +2390,7 @@ finish() {
 unknown() { tell unknown "$*"; finish; }
 refuse() { tell refused "$*"; finish; }
 number() { case $1 in ''|*[!0-9]*) return 1;; esac; }
-nap() { sleep 0.2 2>/dev/null || sleep 1; }
+nap() { sleep 0.1 2>/dev/null || sleep 1; }
 # Hundredths of a second since boot, on the clock that goes on in a suspend.
 look_at_clock() {
     read -r uptime rest </proc/uptime
@@ -2429,6 +2445,12 @@ find_directory() {
 }
 local_directory() {
     file_system=$(stat -f -c %T "$1" 2>/dev/null) || return 1
+    # Some stat programs have no name for overlay, xfs, btrfs, f2fs, zfs and bcachefs.
+    case $file_system in UNKNOWN*)
+        case $(stat -f -c %t "$1" 2>/dev/null) in
+        794c7630|58465342|9123683e|f2f52010|2fc12fc1|ca451a4e) return 0;;
+        esac;;
+    esac
     case $file_system in
     nfs*|smb*|cifs*|fuse*|afs|kafs|coda|ceph*|gfs*|ocfs2|lustre|gpfs|panfs|v9fs|9p|ncp*|\
     novell|fhgfs|acfs|snfs|vxfs|ibrix|prl_fs|vboxsf|vmhgfs|UNKNOWN*) return 1;;
@@ -2535,13 +2557,13 @@ tell_output() {
 
 next_line() { line=${listing%%"$newline"*} listing=${listing#*"$newline"}; }
 list_once() {
-    look_at_clock
+    process $$    # in a container /proc/uptime may be its own, start times are the host's
     listing=$({
         unset PS_FORMAT PS_PERSONALITY
         LC_ALL=C ps -A -ww -o pid=,ppid=,pgid=,sid=,uid=,stat=,args=
         echo "ps $?"
     } 2>/dev/null | LC_ALL=C awk -v me=$$ -v uid="$uid" -v proc="$proc" -v nonce="$nonce" \
-        -v now="$now" -v memory="$memory" -v kept="$keep" -v command_pid="${intent_pid:-0}" \
+        -v now="$p_start" -v memory="$memory" -v kept="$keep" -v command_pid="${intent_pid:-0}" \
         -v command_session="${intent_session:-0}" -v command_start="${intent_start:-0}" \
         "$judge" 2>/dev/null) || listing='blind its awk fails'
     case $listing in *"${newline}whole") ;; settled*) listing='blind its awk stopped midway';; esac
@@ -2900,6 +2922,8 @@ def own_start_command(configuration: Any, environment: Mapping[str, str]) -> str
         lines.append(". {} || exit 1".format(_shell_path(configuration.airflow_virtualenv)))
     return "\n".join(lines + [
         "command -v airflow >/dev/null || { echo \"airflow: not found in $PATH\" >&2; exit 127; }",
+        'case $(command -v airflow) in *" "*) echo "airflow: a path with blanks: asfc could not "'
+        '"recognise its scheduler" >&2; exit 127;; esac',
         'log={}'.format(log),
         'mkdir -p "${log%/*}" || exit 1',
         'exec airflow scheduler >>"$log" 2>&1'])
@@ -3358,7 +3382,8 @@ class Lease:
     Worked example, h = 30 s: writes every 3 s; acting ends 20 s after the last confirmed one was
     sent; a standby claims after 30 s without a change.
     """
-    TRIES = 3  # of a write that lost against a verb's write
+    TRIES = 3        # of a write that lost against a verb's write
+    CALM_READS = 4   # so many more looks than failures, before a silent holder is replaced
 
     def __init__(self, world: World, configuration: Any, metadata: Any, lock_id: str,
                  own_gate: Callable[[], Optional[Gate]], log: Any) -> None:
@@ -3381,7 +3406,7 @@ class Lease:
         self._claim: Optional[_OpenClaim] = None
         self._looked = False
         self._term = 0               # of the claim that was won
-        self._trouble_at: Optional[float] = None          # the last failure of the service
+        self._calm_reads = 0         # looks less failures, from 0 to CALM_READS
         self._work_due = float("inf")
         self._legacy = LegacyWatch(world, configuration, metadata)
         self._told = ""
@@ -3455,7 +3480,7 @@ class Lease:
                 else:
                     self._watch()
         except MetadataError as error:
-            self._trouble_at = self._world.now()
+            self._calm_reads = max(0, self._calm_reads - 1)
             self._tell(logging.WARNING, "the metadata service failed: {}".format(error))
             return self._configuration.retry_interval_s
         if self._told.startswith("the metadata service failed"):
@@ -3476,6 +3501,7 @@ class Lease:
 
     def _watch(self) -> None:
         self._take_in(self._metadata.read_all())
+        self._calm_reads = min(self.CALM_READS, self._calm_reads + 1)
         if self.active:
             return
         reason = self._claim_reason()
@@ -3552,18 +3578,13 @@ class Lease:
         if not record.holder and not record.cleared:
             return "nobody held it"
         unchanged_s = now - self._seen_at
-        if unchanged_s < record.heartbeat_timeout or self._just_back(now):
+        if unchanged_s < record.heartbeat_timeout:
             return ""
+        if self._calm_reads < self.CALM_READS:
+            return ""  # after an outage the holder, too, is given the time to come back
         if record.cleared:
             return "the metadata was cleared {:.0f} s ago".format(unchanged_s)
         return "{} sent no heartbeat for {:.0f} s".format(record.holder, unchanged_s)
-
-    def _just_back(self, now: float) -> bool:
-        """After a failure of the metadata service the holder gets the time to come back, too."""
-        configuration = self._configuration
-        return self._trouble_at is not None and now - self._trouble_at < (
-            configuration.heartbeat_interval_s + configuration.metadata_limit_s
-            + 2 * configuration.retry_interval_s)
 
     def _send_claim(self, reason: str) -> None:
         """One conditional write that raises the term. Its reply may be lost: then look for it."""
