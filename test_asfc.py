@@ -9,6 +9,7 @@ import ctypes
 import email
 import functools
 import heapq
+import io
 import itertools
 import json
 import logging
@@ -2781,11 +2782,11 @@ class JudgeTests(unittest.TestCase):
     def test_another_daemon_in_the_schedulers_session_is_never_ended_with_it(self):
         for above in ("airflow api-server", "python3 asfc.py start", "supervisord"):
             with self.subTest(above):
-                found = self.judge(self.BASE + ["70 1 70 70 7 Ss " + above,
-                                                "71 70 70 70 7 S " + self.VENV,
-                                                "72 71 70 70 7 S " + self.VENV,
-                                                "73 70 70 70 7 S airflow triggerer"])
-                self.assertEqual((found["settled"], sorted(found["kills"])), ([71], [71, 72]))
+                lines = self.BASE + ["70 1 70 70 7 Ss " + above, "71 70 70 70 7 S " + self.VENV,
+                                     "72 71 70 70 7 S " + self.VENV]
+                for beside in ([], ["73 70 70 70 7 S airflow triggerer"]):
+                    found = self.judge(lines + beside)
+                    self.assertEqual((found["settled"], sorted(found["kills"])), ([71], [71, 72]))
 
     def test_a_daemon_that_its_wrapper_starts_later_is_never_ended_with_it(self):
         lines = self.BASE + ["70 1 70 70 7 Ss sh run", "71 70 70 70 7 S " + self.VENV]
@@ -6194,10 +6195,12 @@ class CommandLineTest(unittest.TestCase):
 
     def test_every_verb_has_help_that_says_more_than_its_name(self):
         for verb in asfc.VERBS:
-            status, out, _ = self.run_asfc(verb, "--help")
-            self.assertEqual(status, 0)
-            self.assertIn("exit statuses:", out)
-            self.assertGreater(len(out.splitlines()), 12)
+            said = io.StringIO()
+            with contextlib.redirect_stdout(said), self.assertRaises(SystemExit) as ended:
+                asfc.main([verb, "--help"])
+            self.assertEqual(ended.exception.code, 0)
+            self.assertIn("exit statuses:", said.getvalue())
+            self.assertGreater(len(said.getvalue().splitlines()), 12)
 
     def test_metadata_before_the_first_start_says_none(self):
         status, out, _ = self.verb("metadata")
