@@ -395,10 +395,12 @@ class World:
             handlers.append(urllib.request.HTTPSHandler(context=context))
         opener = urllib.request.build_opener(*handlers)
         try:
-            with opener.open(url, timeout=timeout_s) as reply:
-                return reply.status, reply.read(65536).decode("utf-8", "replace")
-        except urllib.error.HTTPError as error:
-            return error.code, error.read(65536).decode("utf-8", "replace")
+            try:
+                reply = opener.open(url, timeout=timeout_s)
+            except urllib.error.HTTPError as error:
+                reply = error  # a page like any other, with its status
+            with reply:
+                return reply.getcode(), reply.read(65536).decode("utf-8", "replace")
         except (ValueError, EOFError, http.client.HTTPException) as error:
             raise OSError("{}: {}".format(type(error).__name__, error))
 
