@@ -198,6 +198,7 @@ class World:
     # CLOCK_BOOTTIME goes on while the machine is suspended, and nobody sets it. Python 3.6 has no
     # name for it; its number on Linux is 7. CLOCK_MONOTONIC would stand still in a suspend.
     CLOCK = getattr(time, "CLOCK_BOOTTIME", 7)
+    PATIENCE_S = 5.0   # for loops that nobody waits for, at the end of the process
 
     def __init__(self) -> None:
         self._wakers: Dict[str, threading.Event] = {}
@@ -228,19 +229,23 @@ class World:
         """A lock between the loops of one process, to be used in a `with` statement."""
         return threading.Lock()
 
-    def run_loops(self, steps: Mapping[str, Callable[[], Optional[float]]]) -> None:
+    def run_loops(self, steps: Mapping[str, Callable[[], Optional[float]]],
+                  awaited: Sequence[str]) -> None:
         """Call each step in a thread of its own, again and again, until it returns None.
 
         A step returns the seconds after which it wants to be called next; `wake` calls it sooner.
-        Returns when every loop has ended.
+        Returns when the awaited loops have ended. The others then get a few seconds: one may hang
+        in a server that never ends its answer, and goes with the process.
         """
         self._wakers.update((name, threading.Event()) for name in steps)
-        threads = [threading.Thread(target=self._loop, args=(name, step), name=name, daemon=True)
-                   for name, step in steps.items()]
-        for thread in threads:
+        threads = {name: threading.Thread(target=self._loop, args=(name, step), daemon=True)
+                   for name, step in steps.items()}
+        for thread in threads.values():
             thread.start()
-        for thread in threads:
-            thread.join()
+        for name in awaited:
+            threads[name].join()
+        for thread in threads.values():
+            thread.join(self.PATIENCE_S)
 
     def _loop(self, name: str, step: Callable[[], Optional[float]]) -> None:
         waker = self._wakers[name]
@@ -3407,6 +3412,7 @@ class Lease:
         self._outcome_unknown = False
         self._claim: Optional[_OpenClaim] = None
         self._looked = False
+        self._had_record = False     # in this process
         self._term = 0               # of the claim that was won
         self._calm_reads = 0         # looks less failures, from 0 to CALM_READS
         self._work_due = float("inf")
@@ -3539,6 +3545,7 @@ class Lease:
         if not self._looked:
             self._world.wake("turn")
         self._looked, self._version, self.record = True, version, record
+        self._had_record = self._had_record or record is not None
         claim = self._claim
         if claim and version != claim.expected_version:
             self._claim = None  # it has won or lost; before, it may still arrive
@@ -3569,8 +3576,9 @@ class Lease:
             return "it was this node's own, and its lock file is in my hands"
         if not self._legacy.is_clear():
             return ""
+        unchanged_s = now - self._seen_at
         if record is None:
-            return "there was no record"
+            return self._reason_without_record(unchanged_s)
         if record.state_dir not in ("", self._configuration.state_dir):
             self._tell(logging.ERROR, "state_dir is {} here and {} on {}: it must be the same on "
                        "all nodes, or a node has two gates. Until then this controller never "
@@ -3579,7 +3587,6 @@ class Lease:
             return ""
         if not record.holder and not record.cleared:
             return "nobody held it"
-        unchanged_s = now - self._seen_at
         if unchanged_s < record.heartbeat_timeout:
             return ""
         if self._calm_reads < self.CALM_READS:
@@ -3587,6 +3594,14 @@ class Lease:
         if record.cleared:
             return "the metadata was cleared {:.0f} s ago".format(unchanged_s)
         return "{} sent no heartbeat for {:.0f} s".format(record.holder, unchanged_s)
+
+    def _reason_without_record(self, unchanged_s: float) -> str:
+        """One that never was may be made at once; where one was, its holder may still act."""
+        if not self._had_record and self._own_gate() is None:
+            return "there was no record"
+        if unchanged_s < self._configuration.heartbeat_timeout:
+            return ""
+        return "the record has been gone for {:.0f} s".format(unchanged_s)
 
     def _send_claim(self, reason: str) -> None:
         """One conditional write that raises the term. Its reply may be lost: then look for it."""
@@ -4084,8 +4099,9 @@ class FailoverController:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
         self._world.run_loops({
-            "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
-            "health": self._guarded(self.health.step), "alerts": self._guarded(self.alerts.step)})
+            "heartbeat": self._guarded(self.lease.beat), "turn": self._guarded(self.turn),
+            "health": self._guarded(self.health.step), "alerts": self._guarded(self.alerts.step)},
+            awaited=("heartbeat", "turn"))
         if self.fatal:
             raise self.fatal
 
@@ -4106,19 +4122,15 @@ class FailoverController:
         def guarded() -> Optional[float]:
             try:
                 return step()
-            except AsfcError as error:
-                self.fatal = error
+            except AsfcError as error:  # it ends this controller, in order
+                self.fatal = self.fatal or error
                 self.stop(str(error))
-                return None
             except Exception as error:  # a bug of ours: its traceback is told once
                 self._log.error("an error in asfc itself, trying again: %r", error,
                                 exc_info=repr(error) not in told)
                 told.add(repr(error))
-                return self._configuration.retry_interval_s
+            return self._configuration.retry_interval_s
         return guarded
-
-    def _beat(self) -> Optional[float]:
-        return self.lease.beat()
 
     # -- the turn
 

@@ -670,8 +670,15 @@ class DoorTest(unittest.TestCase):
                 self.world.wake("waiting")
             return 0.01 if calls.count("waiting") < 2 else None
 
-        self.world.run_loops({"waiting": waiting, "waking": waking})
+        self.world.run_loops({"waiting": waiting, "waking": waking}, ("waiting", "waking"))
         self.assertEqual(calls.count("waiting"), 2)
+
+    def test_a_loop_that_hangs_and_is_not_awaited_holds_the_end_up_only_for_a_while(self):
+        self.world.PATIENCE_S = 0.1
+        hang = threading.Event()
+        self.addCleanup(hang.set)
+        self.world.run_loops({"hangs": hang.wait, "ends": lambda: None}, ("ends",))
+        self.assertFalse(hang.is_set())
 
     def test_signals_ask_to_stop_but_one_that_is_ignored_from_the_start_stays_so(self):
         code = ("import asfc, sys\n"
@@ -3798,7 +3805,7 @@ class VirtualWorld:
     def mutex(self):
         return VirtualMutex(self.clock)
 
-    def run_loops(self, steps):
+    def run_loops(self, steps, awaited):
         for name, step in steps.items():
             body = functools.partial(self.loop, name, step)
             self.threads[name] = self.clock.spawn(self, body, name)
@@ -4150,7 +4157,11 @@ class LeaseTest(unittest.TestCase):
                          ("a", 1, ("a", "b", "c"), False))
 
     def test_a_controller_that_makes_the_record_exceeds_what_its_own_gate_holds(self):
-        self.active(gate=asfc.Gate(asfc.Pair(7, 9), "x", "old-cluster", "a"))
+        lease = self.bench.lease("a", gate=asfc.Gate(asfc.Pair(7, 9), "x", "old-cluster", "a"))
+        for seconds, expected in ((0, False), (29.9, False), (0.2, True)):
+            self.bench.time += seconds
+            lease.beat()
+            self.assertEqual(lease.active, expected, "the last holder may still act")
         record = self.bench.cluster()
         self.assertEqual((record.cluster, record.term, record.move), ("old-cluster", 8, 9))
 
@@ -4222,6 +4233,16 @@ class LeaseTest(unittest.TestCase):
             self.assertEqual(standby.active, expected)
         self.assertEqual((self.bench.cluster().term, self.bench.cluster().possible_nodes),
                          (2, ("a", "b", "c")))
+
+    def test_a_record_that_vanished_is_made_anew_only_after_h(self):
+        self.active()
+        standby = self.bench.lease("b")
+        standby.beat()
+        self.bench.records.clear()
+        for seconds, expected in ((3, False), (29.9, False), (0.2, True)):
+            self.bench.time += seconds
+            standby.beat()
+            self.assertEqual(standby.active, expected)
 
     def test_a_restarted_controller_takes_its_own_lease_back_with_a_new_term(self):
         cases = (("a", "lock-a", True), ("a", "another-lock", False), ("b", "lock-a", False))
