@@ -684,12 +684,17 @@ class DoorTest(unittest.TestCase):
         code = ("import asfc, sys\n"
                 "asfc.World().on_stop_signal(lambda name: print(name, flush=True))\n"
                 "print('ready', flush=True)\nsys.stdin.read()\n")
+        def prepare(hang_up):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)   # these tests may run where they are ignored
+            signal.signal(signal.SIGHUP, hang_up)
+
         for before, expected in ((signal.SIG_DFL, "SIGHUP\nSIGINT\nSIGTERM\n"),
                                  (signal.SIG_IGN, "SIGINT\nSIGTERM\n")):  # as nohup leaves it
             child = subprocess.Popen(
                 [sys.executable, "-c", code], cwd=HERE, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, universal_newlines=True,
-                preexec_fn=functools.partial(signal.signal, signal.SIGHUP, before))
+                preexec_fn=functools.partial(prepare, before))
             self.addCleanup(child.kill)
             self.assertEqual(child.stdout.readline(), "ready\n")
             child.send_signal(signal.SIGHUP)
