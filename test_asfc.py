@@ -2314,7 +2314,9 @@ class NodeModel:
         lines.append("done asked it to end (SIGTERM), then ended what was left (SIGKILL)"
                      if self.mains != spared or self.remnants
                      else "done there was nothing to stop")
-        self.mains, self.remnants, self.intent = spared, [], None
+        self.mains, self.remnants = spared, []
+        yield "stopped"   # the intent is closed last: a look between may still see it
+        self.intent = None
 
     def _told(self, request, lines, intent=None, bare=False):
         if intent:
@@ -5133,7 +5135,6 @@ class Cluster:
         self._cuts = []
         self._cleanups = []
         atexit.register(self.close)
-        end_orderly_on_sigterm()
         try:
             self._build()
         except BaseException:
@@ -5248,12 +5249,6 @@ class Cluster:
             self.watch.close()
             self.watch = None
         shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def end_orderly_on_sigterm():
-    """Have SIGTERM end the tests as an error would, so that what they started is cleaned up."""
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 ###############################################################################
@@ -6528,6 +6523,9 @@ def main():
                   file=sys.stderr)
             return 2
         return SOAKS[sys.argv[2]]()
+    def interrupt(number, frame):
+        raise KeyboardInterrupt   # unittest takes any other exception for a test's own failure
+    signal.signal(signal.SIGTERM, interrupt)
     runner = unittest.TextTestRunner(resultclass=ResultThatTells)
     unittest.main(testRunner=runner)
 
