@@ -3847,6 +3847,10 @@ class VirtualWorld:
     def send_mail(self, smtp, recipients, alert):
         self.cluster.mails.append("{:.3f} {}".format(self.clock.time, alert.subject))
 
+    def http_get(self, url, timeout_s, verify_tls):
+        self.clock.wait(0.02)
+        return self.cluster.health_page()
+
 
 class VirtualMetadata(asfc.MetadataService):
     """A metadata service in memory; each exchange takes a moment of virtual time."""
@@ -3882,6 +3886,7 @@ class VirtualCluster:
     """Hosts a, b and c with a controller each, driven through virtual time by the controller's own
     code; the nodes are NodeModels, which are held against the real script in tests of their own."""
     START_S = 2.0   # of the scheduler itself
+    base_url = ""
 
     def __init__(self, seed, names=("a", "b", "c"), **keys):
         self.random = random.Random(seed)
@@ -3889,6 +3894,7 @@ class VirtualCluster:
         self.metadata = VirtualMetadata(self)
         self.models = {name: NodeModel(lambda: self.clock.time) for name in names}
         self.broken, self.cut, self.mails, self.lines = set(), set(), [], []
+        self.hung, self.heartbeat = set(), "never"
         self.starts = self.most_alive = 0
         self.worlds, self.controllers, self.runs = {}, {}, {}
         self.keys = dict({"scheduler_nodes_in_cluster": ", ".join(names),
@@ -3897,8 +3903,9 @@ class VirtualCluster:
     def start_controller(self, name):
         """A new run of the controller of a node, as verb_start makes it."""
         world = self.worlds[name] = VirtualWorld(self, name)
-        world.read_text = lambda path: "[scheduler_failover]\n" + "".join(
-            "{} = {}\n".format(*item) for item in sorted(self.keys.items()))
+        world.read_text = lambda path: "\n".join(
+            ["[webserver]", "base_url = " + self.base_url, "[scheduler_failover]"]
+            + ["{} = {}".format(*item) for item in sorted(self.keys.items())])
         configuration = asfc.Configuration.load(world, "/airflow.cfg")
         log = logging.Logger("virtual " + name, logging.INFO)
         log.addHandler(VirtualLog(self, name))
@@ -3952,6 +3959,12 @@ class VirtualCluster:
         model.appear()
         alive = sum(len(model.mains) for model in self.models.values())
         self.most_alive = max(self.most_alive, alive)
+
+    def health_page(self):
+        """Airflow's health page: a scheduler that lives and is not hung beats every 5 s."""
+        if self.home() and self.home() not in self.hung:
+            self.heartbeat = "{:.0f}".format(self.clock.time // 5 * 5)
+        return 200, health_page(self.heartbeat)
 
     def home(self):
         """The nodes on which schedulers live."""
@@ -4049,6 +4062,43 @@ class VirtualHourTest(unittest.TestCase):
         for pid, line in zip((900, 901), warned):
             self.assertIn("runs on b (pid {}, uid 33); it is not counted and not stopped".format(
                 pid), line)
+
+    def test_a_healthy_scheduler_is_never_taken_for_hung_however_long_the_poll_is(self):
+        for poll_s in (10, 60):
+            cluster = VirtualCluster(3, poll_frequency=poll_s)
+            cluster.base_url = "http://page"
+
+            def play(cluster=cluster):
+                for name in cluster.models:
+                    cluster.start_controller(name)
+                cluster.clock.wait(200)
+                cluster.kill_controller(cluster.active())
+                cluster.clock.wait(600)
+            cluster.clock.drive(play)
+            self.assertEqual((poll_s, cluster.starts, cluster.home()), (poll_s, 1, "a"))
+
+    def test_a_hung_scheduler_is_replaced_within_the_time_of_the_table(self):
+        cluster = VirtualCluster(3)
+        cluster.base_url = "http://page"
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(300)
+            hung = cluster.models["a"].mains[0]
+            cluster.hung.add("a")
+            began = cluster.clock.time
+            while hung in cluster.models["a"].mains:
+                cluster.clock.wait(0.1)
+            cluster.hung.clear()
+            while not cluster.home():
+                cluster.clock.wait(0.1)
+            return cluster.clock.time - began
+        took_s = cluster.clock.drive(play)
+        # Airflow's threshold, one heartbeat, two looks at the page, one poll; then stop and start.
+        self.assertLess(took_s, 30 + 5 + 10 + 10 + 5 + cluster.START_S)
+        self.assertEqual((cluster.starts, cluster.most_alive), (2, 1))
+        self.assertTrue(any("it is hung" in line for line in cluster.lines))
 
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7) for _ in range(2)]
