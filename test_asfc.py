@@ -4032,7 +4032,7 @@ class VirtualHourTest(unittest.TestCase):
     def test_the_controllers_go_through_an_hour_of_faults_in_seconds_and_never_run_two(self):
         began = time.process_time()   # what other processes take is not counted
         cluster, seen = an_hour(seed=1)
-        self.assertLess(time.process_time() - began, 5, "an hour of virtual time has to pass in 5 s")
+        self.assertLess(time.process_time() - began, 5, "an hour of virtual time passes in 5 s")
         homes = [(what, home, len(active)) for what, home, active in seen]
         self.assertEqual(cluster.most_alive, 1)
         for what, home, active in homes:
