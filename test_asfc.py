@@ -5353,6 +5353,7 @@ class TheHarness(unittest.TestCase):
         for number in (signal.SIGTERM, signal.SIGKILL):
             program = subprocess.Popen(
                 [sys.executable, "-c", "import time, test_asfc\n"
+                 "test_asfc.end_in_order_on_sigterm()\n"
                  "cluster = test_asfc.Cluster(('a',))\n"
                  "cluster['a'].start_process(['sleep', '1000'])\n"
                  "print(cluster['a'].init, cluster.directory, flush=True)\ntime.sleep(1000)"],
@@ -6564,6 +6565,13 @@ class ResultThatTells(unittest.TextTestResult):
             self.stream.writeln("skipped {:3d}: {}".format(count, reason))
 
 
+def end_in_order_on_sigterm():
+    """Have SIGTERM end the tests as Ctrl-C does, so that what they started is cleaned up."""
+    def interrupt(number, frame):
+        raise KeyboardInterrupt   # unittest takes any other exception for a test's own failure
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def main():
     if sys.argv[1:2] == ["bench"]:
         return Bench().run()
@@ -6574,9 +6582,7 @@ def main():
                   file=sys.stderr)
             return 2
         return SOAKS[sys.argv[2]]()
-    def interrupt(number, frame):
-        raise KeyboardInterrupt   # unittest takes any other exception for a test's own failure
-    signal.signal(signal.SIGTERM, interrupt)
+    end_in_order_on_sigterm()
     runner = unittest.TextTestRunner(resultclass=ResultThatTells)
     unittest.main(testRunner=runner)
 
