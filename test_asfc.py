@@ -2203,7 +2203,7 @@ class NodeModel:
         self.mains, self.remnants, self.foreign = [], [], []
         self.locked = False
         self.last_pid = 100
-        self.fence_deadline, self.directory_id = None, ""
+        self.fence_deadline, self.directory_id, self.fence_text = None, "", None
 
     # -- what befalls it
 
@@ -2237,6 +2237,30 @@ class NodeModel:
         self.locked = False
         if self.fence_deadline is not None:
             self.fence_deadline = -math.inf
+
+    # -- what its own controller sees and does without the script
+
+    COMMAND_PID = 50
+
+    def processes(self, node):
+        """Its processes as the door of a controller on it lists them."""
+        found = [asfc.LocalProcess(one.pid, one.start, one.parent, one.session, one.uid,
+                                   tuple(one.arguments.split()))
+                 for one in self.mains + self.remnants]
+        if self.command:
+            found.append(asfc.LocalProcess(self.COMMAND_PID, 1, 1, self.COMMAND_PID, 0,
+                                           ("sh", "-c", "start"), node))
+        return found
+
+    def signal(self, process, number):
+        """Each signal ends a process; a main process that goes by SIGKILL leaves nothing here."""
+        key = (process.pid, process.start)
+        if self.command and process.pid == self.COMMAND_PID:
+            self.fail("killed")
+        if self.intent and key in [main[:2] for main in self.mains]:
+            self.intent["command"].runs = False
+        self.mains = [main for main in self.mains if main[:2] != key]
+        self.remnants = [remnant for remnant in self.remnants if remnant[:2] != key]
 
     # -- what it answers
 
@@ -4118,8 +4142,34 @@ class VirtualWorld:
     def run(self, commands):
         return self.cluster.deliver(self.name, commands)
 
+    def boot_clock(self):
+        return "boot", self.clock.time
+
+    def host_names(self):
+        return (self.name,)
+
+    def user_id(self, name):
+        return 0
+
     def read_text(self, path):
-        return None
+        if path.endswith("airflow.cfg"):
+            return self.airflow_cfg
+        return self.model.fence_text if path.endswith("/fence") else None
+
+    def write_text(self, path, text, durable=True):
+        """Of all files only the fence deadline is written; the node's script reads it, too."""
+        self.model.fence_text = text
+        self.model.fence_deadline = int(text.split()[2]) / 100.0 if text else None
+
+    @property
+    def model(self):
+        return self.cluster.models[self.name]
+
+    def processes(self):
+        return self.model.processes(self.name)
+
+    def signal_process(self, process, number):
+        self.model.signal(process, number)
 
     def send_mail(self, smtp, recipients, alert):
         self.cluster.mails.append("{:.3f} {}".format(self.clock.time, alert.subject))
@@ -4170,6 +4220,8 @@ class VirtualCluster:
         self.clock = VirtualClock()
         self.metadata = VirtualMetadata(self)
         self.models = {name: NodeModel(lambda: self.clock.time) for name in names}
+        for name, model in self.models.items():
+            model.directory_id = "lock-" + name
         self.broken, self.cut, self.mails, self.lines = set(), set(), [], []
         self.hung, self.heartbeat = set(), "never"
         self.starts = self.most_alive = 0
@@ -4180,7 +4232,7 @@ class VirtualCluster:
     def start_controller(self, name):
         """A new run of the controller of a node, as verb_start makes it."""
         world = self.worlds[name] = VirtualWorld(self, name)
-        world.read_text = lambda path: "\n".join(
+        world.airflow_cfg = "\n".join(
             ["[webserver]", "base_url = " + self.base_url, "[scheduler_failover]"]
             + ["{} = {}".format(*item) for item in sorted(self.keys.items())])
         configuration = asfc.Configuration.load(world, "/airflow.cfg")
@@ -4400,7 +4452,10 @@ def settings(**changes):
         scheduler_restart_window=600.0, scheduler_restart_sleep_time=35.0, health_threshold_s=30.0,
         health_urls=(), health_page_verify_tls=True, retry_count_before_alerting=5,
         alert_to_email=("ops@example.org",), alert_email_subject="no scheduler", smtp=None,
-        logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc")
+        logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc",
+        state_dir_here="/home/airflow/.asfc", on_metadata_loss="stop", fence_grace_time=5.0,
+        fence_command="", fence_timeout=60.0, promise_s=29.5, scheduler_user="",
+        airflow_scheduler_start_command="", airflow_scheduler_stop_command="")
     for name, value in changes.items():
         setattr(found, name, value)
     return found
@@ -4551,10 +4606,10 @@ class LeaseTest(unittest.TestCase):
     def test_a_lease_that_was_given_up_is_taken_at_once(self):
         holder, standby = self.active(), self.bench.lease("b")
         standby.beat()
-        holder.release()
+        holder.leave()
+        self.assertIsNone(holder.beat())
         standby.beat()
         self.assertTrue(standby.active)
-        self.assertIsNone(holder.beat())
 
     def test_a_cleared_record_is_taken_only_after_h_and_keeps_its_term(self):
         holder, standby = self.active(), self.bench.lease("b")
@@ -4606,7 +4661,7 @@ class LeaseTest(unittest.TestCase):
         self.assertFalse(lease.active)
         self.bench.fail = ""
         self.bench.time += 5
-        lease.beat()
+        lease._take_in(self.bench.read_all())
         self.assertTrue(lease.active)
         self.assertEqual(self.bench.cluster().term, 1)
         self.bench.fail = "before"
@@ -4702,7 +4757,7 @@ class LeaseTest(unittest.TestCase):
 
     def test_a_newer_format_is_never_overwritten(self):
         self.bench.put(asfc.ClusterRecord("c"))
-        text = self.bench.records["cluster"].value.replace('"format": 1', '"format": 2')
+        text = self.bench.records["cluster"].value.replace('"format": 2', '"format": 3')
         self.bench.records["cluster"] = asfc.Record(3, text)
         lease = self.bench.lease("a")
         for _ in range(50):
@@ -4862,7 +4917,7 @@ class DecisionTest(unittest.TestCase):
             observed("ab", {"a": "running", "b": "silent"}, started=False), "possible=ba new",
             "is the one"),
         "one is seen where none was expected": (
-            observed("a", {"a": "running", "c": "running"}), "possible=ca", "found on c"),
+            observed("a", {"a": "running", "c": "running"}), "possible=ca new", "found on c"),
         "one runs elsewhere while the active scheduler node is silent": (
             observed("ca", {"a": "silent", "c": "running"}), "stop c", "does not answer"),
         "one runs elsewhere and the active scheduler node has none": (
