@@ -746,15 +746,17 @@ OPTIONS: Tuple[Option, ...] = (
     Option("scheduler_restart_sleep_time", "35", *_seconds(1, 3600),
            help="After your own start command asfc waits so long for the scheduler to appear."),
     Option("on_metadata_loss", "stop", *_one_of("stop", "keep"),
-           help="What a node does when its controller can't write to the metadata for two thirds of "
-           "heartbeat_timeout. stop: it ends its scheduler, so another node may start one once it "
-           "has been silent for long enough. keep: it goes on, and when it can't be reached no other "
-           "node starts one, until it answers, fence_command works or a person uses confirm_dead."),
+           help="What a node does when its controller can't write to the metadata for two thirds "
+           "of heartbeat_timeout. stop: it ends its scheduler, so another node may start one once "
+           "it has been silent for long enough. keep: it goes on, and when it can't be reached no "
+           "other node starts one, until it answers, fence_command works or a person uses "
+           "confirm_dead."),
     Option("fence_grace_time", "5", *_seconds(0, 600),
            help="A node that fences itself waits so long between SIGTERM and SIGKILL."),
     Option("fence_command", "", *_COMMAND,
-           help="Switches a node off that doesn't answer (STONITH); run by sh on the active failover "
-           "node, with the node's name in ASFC_NODE. Exit status 0: the node is off for certain."),
+           help="Switches a node off that doesn't answer (STONITH); run by sh on the active "
+           "failover node, with the node's name in ASFC_NODE. Exit status 0: the node is off for "
+           "certain."),
     Option("fence_timeout", "60", *_seconds(1, 600),
            help="How long fence_command may take."),
     Option("scheduler_restart_budget", "3", *_number(1, 1000),
@@ -2350,9 +2352,9 @@ def metadata_service(world: World, configuration: Any) -> MetadataService:
 # ("1 BOOT_ID HUNDREDTHS end": the deadline of the node's promise, by /proc/uptime in that boot;
 # without it nothing is promised).
 #
-# A controller that fences itself finds what would still start a scheduler by names: the script is
-# called asfc@NODE, the launcher of a start asfc-start@NODE, and the start command and all that it
-# starts have ASFC_NODE=NODE in their environment.
+# A controller that fences itself finds what would still start a scheduler by names: the script of
+# a start and its launcher are called asfc-start@NODE, and the start command and all that it starts
+# have ASFC_NODE=NODE in their environment.
 
 # The judge of a process list. In: ps's lines (pid ppid pgid sid uid stat args), then "ps STATUS".
 # Out: a line each of main processes, targets (mains but the one to keep, and remnants), all that
@@ -3149,8 +3151,8 @@ def script_for(parameters: Mapping[str, str]) -> str:
     return "\n".join(assignments) + "\n" + _stripped(NODE_SCRIPT)
 
 
-def script_words(script: str, node: str) -> Tuple[str, ...]:
-    """The words of a command line that runs a script on a node: sh, and the script as base64.
+def script_words(script: str, name: str) -> Tuple[str, ...]:
+    """The words of a command line that runs a script under a name: sh, and the script as base64.
 
     Base64 in short words passes unharmed through every login shell (csh limits a word's length,
     and newlines and quotes differ among them); nothing is read from stdin, for a terminal
@@ -3158,7 +3160,7 @@ def script_words(script: str, node: str) -> Tuple[str, ...]:
     """
     encoded = base64.b64encode(script.encode("utf-8")).decode("ascii")
     chunks = [encoded[at:at + 400] for at in range(0, len(encoded), 400)]
-    return ("sh", "-c", 'eval "$(printf %s "$@" | base64 -d)"', "asfc@" + node) + tuple(chunks)
+    return ("sh", "-c", 'eval "$(printf %s "$@" | base64 -d)"', name) + tuple(chunks)
 
 
 ###############################################################################
@@ -3346,7 +3348,7 @@ class Nodes:
         terminal = self._is_remote(request.node) and self._operators_sudo(request.verb)
         timeout_s = self._timeout_s(request.verb, terminal)
         words = script_words(script_for(self._parameters(request, terminal, timeout_s)),
-                             request.node)
+                             "asfc-{}@{}".format(request.verb, request.node))
         if self._is_remote(request.node):
             words = self._ssh(request.node, terminal) + ("exec " + " ".join(
                 word if re.match(r"[A-Za-z0-9+/=-]+$", word) else "'{}'".format(word)
@@ -3525,9 +3527,9 @@ def fence_targets(processes: Sequence[LocalProcess], uid: int, node: str) -> Fen
         return False
     others = [process for process in processes if process.pid not in tops]
     belongings = tuple(process for process in others if belongs(process))
-    ours = ("asfc@" + node, "asfc-start@" + node)
+    name = "asfc-start@" + node
     starting = tuple(process for process in others if process not in belongings
-                     and (process.marker == node or any(word in ours for word in process.words)))
+                     and (process.marker == node or name in process.words))
     return FenceTargets(starting, mains, belongings)
 
 
@@ -3537,7 +3539,7 @@ class SelfFence:
     The deadline is two thirds of h after the moment before the last confirmed write of the node's
     own record was sent. A thread of its own watches it, which needs no metadata, ssh, lock, disk or
     log: then it ends what would start, the schedulers by SIGTERM, and after the grace by SIGKILL.
-    The record is not written again before that is done, for the others may have gone by its silence.
+    The record is not written again before that is done: the others may have gone by its silence.
 
     One exception: a controller that did not run when the deadline passed, for it was frozen or not
     started yet, first gets one try of c_m: it reads, and where its node is still a possible one it
@@ -3633,12 +3635,11 @@ class SelfFence:
         now, before = self._world.now(), self._ran_at
         did_not_run = before is None or now - before > 2 * FENCE_TICK_S
         self._ran_at = now
-        if self._began_at is None or self.clean:
-            if self.deadline is None or now < self.deadline:
-                self._began_at = self._chance_until = None
-                self.clean = False
-                left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
-                return min(FENCE_TICK_S, left_s)
+        left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
+        if left_s > 0 and (self._began_at is None or self.clean):
+            self._began_at = self._chance_until = None
+            self.clean = False
+            return min(FENCE_TICK_S, left_s)
         if self._began_at is None and did_not_run and self._chance_until is None:
             self._chance_until = now + self._configuration.metadata_limit_s
             self._world.wake("heartbeat")
@@ -3819,8 +3820,8 @@ class NodeRecords:
             and record.state_dir_id != self._state_dir_id
         if stranger and self._read:
             raise RefusedError(
-                "another controller calls itself {0} and keeps its state elsewhere ({1}): give each "
-                "its own node_name, or, on one host, stop one of them".format(
+                "another controller calls itself {0} and keeps its state elsewhere ({1}): give "
+                "each its own node_name, or, on one host, stop one of them".format(
                     self._configuration.node_name, record.state_dir if record else "?"))
         if stranger:
             self._waits_since = self._world.now()
@@ -4452,7 +4453,8 @@ class Lease:
             term=before.term + 1, holder=configuration.node_name, instance=self.instance,
             lock_id=self._lock_id, state_dir=configuration.state_dir,
             heartbeat_timeout=configuration.heartbeat_timeout,
-            possible_nodes=before.possible_nodes or self.all_nodes(), cleared=False, clock_s=before.clock_s + self._world.now() - self._seen_at)
+            possible_nodes=before.possible_nodes or self.all_nodes(), cleared=False,
+            clock_s=before.clock_s + self._world.now() - self._seen_at)
         self.succeeded = before.holder if before.holder != configuration.node_name else ""
         sent_at = self._world.now()
         if self._claim is None:  # else it stays open, from when it was first sent
@@ -4652,7 +4654,8 @@ def why_no_promise(world: World, configuration: Any) -> str:
 
 def systemd_unit(command: str) -> str:
     """The unit that a start command starts by systemctl; '' when it does something else."""
-    match = re.search(r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command)
+    match = re.search(
+        r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command)
     return match.group(1) if match else ""
 
 
@@ -5039,8 +5042,8 @@ def fence_an_unknown_node(seen: Observation, configuration: Any) -> Optional[Dec
 def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[Decision]:
     """While a possible node is unknown, a scheduler may run there: nothing is started anywhere."""
     record = seen.record
-    unknown = [node for node in record.possible_nodes
-               if not seen.proven_stopped(node) or waits_for_fence_command(seen, node, configuration)]
+    unknown = [node for node in record.possible_nodes if not seen.proven_stopped(node)
+               or waits_for_fence_command(seen, node, configuration)]
     if not unknown:
         return None
     reports = [seen.reports[node] for node in unknown if node in seen.reports]
@@ -6141,8 +6144,8 @@ def verb_start(world: World, arguments: Any) -> int:
     for note in configuration.notes:
         log.info(note)
     if no_promise or configuration.on_metadata_loss == "keep":
-        log.warning("this node promises nothing: %s. When it can't be reached, no other node starts "
-                    "a scheduler until it answers, fence_command works or a person uses "
+        log.warning("this node promises nothing: %s. When it can't be reached, no other node "
+                    "starts a scheduler until it answers, fence_command works or a person uses "
                     "confirm_dead", no_promise or "on_metadata_loss = keep")
     log.info("asfc %s starts on %s; nodes: %s; metadata: %s", __version__, configuration.node_name,
              ", ".join(configuration.scheduler_nodes_in_cluster), metadata.describe())

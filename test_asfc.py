@@ -3403,7 +3403,8 @@ class StartTests(NodeTestCase):
                         sandbox.keep("fence", "1 x")
                 self.assertEqual("has run out" in reports[0].refused, not damaged, reports[0])
                 self.assertEqual(reports[0].state, asfc.UNKNOWN)
-                wait_until(lambda: not processes_with(sandbox.directory), 3, "nothing is left")
+                wait_until(lambda of=sandbox: not processes_with(of.directory), 3,
+                           "nothing is left")
                 report = nodes.query(["a"], stamped(1, 1))["a"]
                 self.assertEqual((report.state, bool(report.intent)), (
                     asfc.UNKNOWN if damaged else asfc.STOPPED, damaged))
@@ -3417,7 +3418,7 @@ class StartTests(NodeTestCase):
             request = asfc.NodeRequest("start", "n1", "a", stamped(1, 1), None)
             with self.frozen(nodes, sandbox, request, "last test passed") as (pid, _):
                 words = read_file("/proc/{}/cmdline".format(pid)).split("\0")
-                self.assertEqual(words[:2] + words[3:4], ["sh", "-c", "asfc@a"])
+                self.assertEqual(words[:2] + words[3:4], ["sh", "-c", "asfc-start@a"])
                 if not terminal:
                     launcher = int(sandbox.read("state/intent").split()[4])
                     words = read_file("/proc/{}/cmdline".format(launcher)).split("\0")
@@ -3624,12 +3625,12 @@ class LoginShellTests(NodeTestCase):
                     sandbox.world.variables["SHELL"] = path
                 report = sandbox.nodes.query([name], stamped(1, 0))[name]
                 self.assertEqual((report.state, report.reason, report.output), (
-                    asfc.STOPPED, "its process list shows none", "called asfc@" + name))
+                    asfc.STOPPED, "its process list shows none", "called asfc-query@" + name))
                 # Only that very shell understands its operator's command.
                 sandbox.configuration.airflow_scheduler_start_command = text
                 sandbox.nodes.start(name, stamped(1, 1))
                 wait_until(lambda of=sandbox: of.nodes.query([name], stamped(1, 1))[name].output
-                           == "called asfc@{}\nsaid".format(name), 5, "the command's output")
+                           == "called asfc-query@{}\nsaid".format(name), 5, "the command's output")
 
     def test_answers_are_found_among_noise(self):
         sandbox = self.sandbox()
@@ -3704,10 +3705,10 @@ class SshTests(unittest.TestCase):
         self.assertEqual((query[-3:-1], stop[-3:-1]), (("-T", "b"), ("-tt", "b")))
         for option in ("BatchMode=yes", "StrictHostKeyChecking=yes", "ForwardX11=no"):
             self.assertEqual(query[query.index(option) - 1], "-o")
-        for argv in (query, stop):
+        for verb, argv in (("query", query), ("stop", stop)):
             self.assertLess(max(map(len, argv[-1].split(" "))), 500)
             self.assertNotIn("\n", argv[-1])
-            self.assertIn(" 'asfc@b' ", argv[-1])
+            self.assertIn(" 'asfc-{}@b' ".format(verb), argv[-1])
         self.assertEqual(nodes.world.commands[0].request.verb, "query")
 
     def test_failures_of_ssh_are_told_in_one_line_with_what_helps(self):
@@ -3809,6 +3810,224 @@ class SshTests(unittest.TestCase):
         report = sandbox.nodes.start("a", stamped(1, 1))
         self.assertIn("has no mkfifo flock setsid", report.reason)
         self.assertEqual(sandbox.nodes.test_connection([]), {})
+
+
+###############################################################################
+# Fencing itself ##############################################################
+###############################################################################
+
+
+def local(pid, words, parent=1, session=None, marker="", uid=1000):
+    return asfc.LocalProcess(pid, pid * 10, parent, pid if session is None else session, uid,
+                             tuple(words.split()), marker)
+
+
+class FenceTargetsTest(unittest.TestCase):
+    SCHEDULER = "/venv/bin/python /venv/bin/airflow scheduler"
+
+    def pids(self, *processes):
+        return [[process.pid for process in kind]
+                for kind in asfc.fence_targets(processes, 1000, "a")]
+
+    def test_schedulers_are_recognised_by_their_words_as_on_a_node(self):
+        cases = (("airflow scheduler", 1), ("python3 -m airflow scheduler", 0),
+                 ("python3 -W error /x/airflow scheduler -D", 1), (self.SCHEDULER, 1),
+                 ("airflow scheduler -- DagFileProcessorManager", 2), ("airflow webserver", 0),
+                 ("airflow scheduler - DagFileProcessor /x.py", 2), ("vim airflow scheduler", 0),
+                 ("sh -c airflow scheduler", 0), ("airflow", 0), ("", 0))
+        for words, kind in cases:
+            with self.subTest(words):
+                if words.startswith("python3 -m"):
+                    kind = 1   # -m is one of the interpreter's own words
+                self.assertEqual(asfc.scheduler_kind(words.split()), kind)
+
+    def test_children_and_the_session_that_it_leads_go_with_a_scheduler(self):
+        self.assertEqual(self.pids(
+            local(10, self.SCHEDULER), local(11, "gunicorn: master", 10, 10),
+            local(12, "airflow task runner", 11, 10), local(13, "bash task.sh", 12),
+            local(20, "bash"), local(21, "airflow scheduler", 20, 20),
+            local(30, "airflow scheduler -- X", 1, 30)),
+            [[], [10, 21], [11, 12, 13, 30]])
+
+    def test_a_shell_in_which_a_scheduler_was_started_by_hand_stays(self):
+        self.assertEqual(self.pids(local(20, "bash"), local(21, self.SCHEDULER, 20, 20),
+                                   local(22, "vim", 20, 20)), [[], [21], []])
+
+    def test_starts_in_flight_are_found_by_name_and_mark_for_this_node_alone(self):
+        self.assertEqual(self.pids(
+            local(40, "sh -c eval asfc-start@a AAAA"), local(41, "sh -c eval asfc-query@a AAAA"),
+            local(42, "sh -c eval asfc-start@b AAAA"), local(43, "sleep 60", marker="a"),
+            local(44, "sleep 60", marker="b"),
+            local(45, self.SCHEDULER, marker="a"), local(46, "x", 45, 46, marker="a")),
+            [[40, 43], [45], [46]])
+
+    def test_another_users_scheduler_is_not_ours_to_end(self):
+        self.assertEqual(self.pids(local(10, self.SCHEDULER, uid=33)), [[], [], []])
+
+
+class FenceBench:
+    """A SelfFence on a clock and a process list that are set by hand."""
+
+    def __init__(self, text=None):
+        self.time, self.uptime, self.boot, self.text = 1000.0, 500.0, "boot", text
+        self.list, self.sent, self.woken = [], [], []
+        self.full_disk = False
+        self.fence = asfc.SelfFence(self, settings(), 1000)
+
+    def now(self):
+        return self.time
+
+    def boot_clock(self):
+        return self.boot, self.uptime + self.time - 1000.0
+
+    def read_text(self, path):
+        return self.text
+
+    def write_text(self, path, text, durable=True):
+        if self.full_disk:
+            raise OSError(28, "No space left on device")
+        self.text = text
+
+    def wake(self, name):
+        self.woken.append(name)
+
+    def processes(self):
+        return list(self.list)
+
+    def signal_process(self, process, number):
+        self.sent.append((process.pid, number))
+        if number == signal.SIGKILL:
+            self.list = [one for one in self.list if one.pid != process.pid]
+
+    def promise(self):
+        """A record with a promise is sent and confirmed now."""
+        self.fence.about_to_promise(self.time)
+        self.fence.promise_confirmed(self.time)
+
+    def run_for(self, seconds):
+        """Step as its loop does."""
+        end = self.time + seconds
+        while self.time < end:
+            self.time = min(end, self.time + self.fence.step())
+        self.fence.step()
+
+
+class SelfFenceTest(unittest.TestCase):
+    def setUp(self):
+        self.bench = FenceBench()
+        self.bench.list = [local(10, "airflow scheduler"), local(11, "worker", 10, 10),
+                           local(12, "sh -c x asfc-start@a A")]
+
+    def test_at_two_thirds_of_h_starts_are_killed_and_the_scheduler_is_asked_to_end(self):
+        bench = self.bench
+        bench.promise()
+        bench.run_for(19.9)
+        self.assertEqual(bench.sent, [])
+        bench.run_for(0.2)
+        self.assertEqual(bench.sent, [(12, signal.SIGKILL), (10, signal.SIGTERM)])
+        self.assertFalse(bench.fence.clean)
+        self.assertFalse(bench.fence.may_write())
+        bench.run_for(4.7)
+        self.assertEqual(len(bench.sent), 2, "SIGTERM is sent once")
+        bench.run_for(0.5)
+        self.assertEqual(bench.sent[2:], [(10, signal.SIGKILL), (11, signal.SIGKILL)])
+        self.assertLess(bench.time - 1000.0 + 0.5, settings().promise_s)
+        bench.run_for(1)
+        self.assertTrue(bench.fence.clean and bench.fence.may_write())
+
+    def test_what_comes_up_after_the_deadline_is_ended_too(self):
+        bench = self.bench
+        bench.promise()
+        bench.run_for(30)
+        bench.list = [local(50, "airflow scheduler")]
+        bench.run_for(1.1)
+        self.assertEqual(bench.list, [])
+
+    def test_a_confirmed_write_counts_from_the_moment_before_it_was_sent(self):
+        bench = self.bench
+        bench.promise()
+        bench.run_for(10)
+        sent_at = bench.time
+        bench.fence.about_to_promise(sent_at)
+        self.assertEqual(bench.fence.deadline, 1020.0, "only a confirmed one moves the deadline")
+        bench.run_for(3)
+        bench.fence.promise_confirmed(sent_at)
+        self.assertEqual(bench.fence.deadline, sent_at + 20)
+
+    def test_a_promise_binds_from_when_it_is_first_sent_until_it_is_taken_back(self):
+        bench = self.bench
+        bench.run_for(100)
+        bench.fence.about_to_promise(bench.time)
+        self.assertEqual(bench.fence.deadline, bench.time + 20)
+        bench.run_for(10)
+        bench.fence.promise_withdrawn()
+        bench.run_for(100)
+        self.assertEqual((bench.sent, bench.text), ([], ""))
+
+    def test_once_begun_it_is_finished_though_a_late_reply_moves_the_deadline(self):
+        bench = self.bench
+        bench.promise()
+        bench.run_for(20.5)
+        bench.fence.promise_confirmed(1015.0)
+        bench.run_for(6)
+        self.assertEqual(bench.list, [])
+        self.assertTrue(bench.fence.may_write())
+
+    def test_a_controller_that_was_frozen_has_one_try_and_then_kills_at_once(self):
+        bench = self.bench
+        bench.promise()
+        bench.run_for(5)
+        bench.time += 100      # it did not run
+        bench.fence.step()
+        self.assertTrue(bench.fence.has_chance() and bench.fence.may_write())
+        self.assertEqual(bench.woken, ["heartbeat"])
+        bench.run_for(2.9)
+        self.assertEqual(bench.sent, [])
+        bench.run_for(0.2)
+        self.assertEqual(bench.sent, [(12, signal.SIGKILL), (10, signal.SIGKILL),
+                                      (11, signal.SIGKILL)])
+
+    def test_the_try_succeeds_by_a_confirmed_write_and_ends_where_the_node_is_not_possible(self):
+        for refused in (False, True):
+            bench = FenceBench()
+            bench.list = [local(10, "airflow scheduler")]
+            bench.promise()
+            bench.time += 100
+            bench.fence.step()
+            if refused:
+                bench.fence.refuse_chance()
+            else:
+                bench.promise()
+            bench.run_for(0.1)
+            self.assertEqual(bench.list == [], refused)
+
+    def test_a_restarted_controller_inherits_the_deadline_of_this_boot(self):
+        self.bench.promise()
+        self.assertEqual(self.bench.text, "1 boot 52000 end\n")
+        for text, deadline in ((self.bench.text, 1020.0), ("1 other 52000 end\n", None),
+                               ("", None), (None, None), ("1 boot 52", 1000.0)):
+            with self.subTest(text):
+                self.assertEqual(FenceBench(text).fence.deadline, deadline)
+        late = FenceBench("1 boot 40000 end\n")   # it has passed: one try
+        late.list = [local(10, "airflow scheduler")]
+        late.fence.step()
+        self.assertTrue(late.fence.has_chance())
+        late.run_for(3.1)
+        self.assertEqual(late.sent, [(10, signal.SIGKILL)])
+
+    def test_main_processes_that_are_known_are_signalled_before_the_list_is_read(self):
+        bench = self.bench
+        bench.promise()
+        bench.fence.known = (asfc.Process(10, 100, 1, 10, 1000, "airflow scheduler"),)
+        bench.processes = lambda: self.assertEqual(bench.sent, [(10, signal.SIGTERM)]) or []
+        bench.run_for(20.1)
+        self.assertEqual(bench.sent, [(10, signal.SIGTERM)])
+
+    def test_a_full_disk_does_not_stop_the_fence(self):
+        self.bench.full_disk = True
+        self.bench.promise()
+        self.bench.run_for(30)
+        self.assertEqual(self.bench.list, [])
 
 
 ###############################################################################
@@ -5922,22 +6141,45 @@ class OneSchedulerIsKeptRunning(ClusterTest):
         self.wait_for_quiet("a", "a", 10)
         self.assert_one_scheduler_since(scheduler)
 
-    def test_controllers_live_on_while_the_database_is_down_and_renew_when_it_is_back(self):
-        scheduler = self.start_cluster()
-        said = {name: len(one.output()) for name, one in self.controllers.items()}
+    def be_without_database(self, seconds):
+        """Stop the database for a time; returns when it was back."""
         self.cluster.servers.call(self.server.stop)
-        down_until = clock() + 20
+        down_until = clock() + seconds
         try:
-            wait_until(lambda: clock() > down_until, 25, "20 s without the database")
+            wait_until(lambda: clock() > down_until, seconds + 5, "an outage of the database")
         finally:
             self.cluster.servers.call(self.server.start)
-        version = self.records()["cluster"].version
-        self.wait_for("three heartbeats",
-                      lambda: self.records()["cluster"].version >= version + 3, 10)
+        return clock()
+
+    def test_a_short_outage_of_the_database_touches_nothing(self):
+        scheduler = self.start_cluster()
+        self.be_without_database(0)   # stopping and starting it takes its time
         holder = self.cluster_record().holder
-        self.wait_for_quiet(holder, "a", 10, said[holder])
+        self.wait_for("heartbeats again", functools.partial(
+            self.has_moved, self.records()["cluster"].version, 3), 10)
+        self.assertEqual((self.cluster_record().holder, self.cluster_record().term), (holder, 1))
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_a_long_outage_of_the_database_ends_the_scheduler_and_its_return_starts_one(self):
+        self.start_cluster()
+        back_at = self.be_without_database(20)
+        self.assertEqual(self.cluster.watch.alive(), [])
+        self.cluster.watch.wait_for_one(POLL_S + 2 * QUERY_S + METADATA_S + 5)
+        self.assertLess(clock() - back_at, POLL_S + 2 * QUERY_S + METADATA_S + 5)
+        self.assertEqual([one.alive() for one in self.controllers.values()], [True] * 3)
+        self.assert_never_two()
+
+    def test_with_keep_the_scheduler_outlives_an_outage_of_the_database(self):
+        scheduler = self.start_cluster(on_metadata_loss="keep")
+        self.be_without_database(20)
+        self.wait_for("heartbeats again", functools.partial(
+            self.has_moved, self.records()["cluster"].version, 3), 10)
         self.assertEqual([one.alive() for one in self.controllers.values()], [True] * 3)
         self.assert_one_scheduler_since(scheduler)
+
+    def has_moved(self, version, by):
+        """Whether the record's version has risen."""
+        return self.records()["cluster"].version >= version + by
 
     def test_a_healthy_scheduler_that_ran_before_is_adopted_untouched(self):
         running = self.cluster["c"].start_process(["airflow", "scheduler"])
