@@ -417,6 +417,13 @@ class World:
                 os.unlink(beside)
             raise
 
+    def remove_file(self, path: str) -> None:
+        """Remove a file, if it is there. Raises OSError."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
     def make_directory(self, path: str) -> None:
         """Make a directory that only its owner can enter, and those above it. Raises OSError."""
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -3618,8 +3625,11 @@ class SelfFence:
     def _keep(self) -> None:
         """Write the deadline down; on failure the old one stands there, which is earlier."""
         try:
+            if self.deadline is None:
+                self._world.remove_file(self._path)
+                return
             boot, uptime_s = self._world.boot_clock()
-            text = "" if self.deadline is None else "1 {} {:d} end\n".format(
+            text = "1 {} {:d} end\n".format(
                 boot, int(100 * (uptime_s + self.deadline - self._world.now())))
             self._world.write_text(self._path, text, durable=False)
         except OSError as error:
@@ -5100,8 +5110,8 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
         return None
     if attempt.seen_at is None:
         # Refused, or never arrived: every new attempt is numbered anew, so a late one is refused.
-        return Decision("the start on {} did not take place".format(attempt.node), (), 0.0,
-                        attempt_over="refused")
+        return Decision("the start on {} did not take place".format(attempt.node),
+                        healthy=False, attempt_over="refused")
     why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
     report = seen.reports[attempt.node]
     return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),

@@ -3888,6 +3888,9 @@ class FenceBench:
             raise OSError(28, "No space left on device")
         self.text = text
 
+    def remove_file(self, path):
+        self.text = None
+
     def wake(self, name):
         self.woken.append(name)
 
@@ -3962,7 +3965,7 @@ class SelfFenceTest(unittest.TestCase):
         bench.run_for(10)
         bench.fence.promise_withdrawn()
         bench.run_for(100)
-        self.assertEqual((bench.sent, bench.text), ([], ""))
+        self.assertEqual((bench.sent, bench.text), ([], None))
 
     def test_once_begun_it_is_finished_though_a_late_reply_moves_the_deadline(self):
         bench = self.bench
@@ -4378,7 +4381,10 @@ class VirtualWorld:
     def write_text(self, path, text, durable=True):
         """Of all files only the fence deadline is written; the node's script reads it, too."""
         self.model.fence_text = text
-        self.model.fence_deadline = int(text.split()[2]) / 100.0 if text else None
+        self.model.fence_deadline = int(text.split()[2]) / 100.0
+
+    def remove_file(self, path):
+        self.model.fence_text = self.model.fence_deadline = None
 
     @property
     def model(self):
