@@ -189,6 +189,39 @@ class _RunningCommand:
         return CommandResult(None if self.problem else status, stdout, stderr, self.problem)
 
 
+class LocalProcess(NamedTuple):
+    """A process of this host; pid and start time (clock ticks since boot) name it for good."""
+    pid: int
+    start: int
+    parent: int
+    session: int
+    uid: int
+    words: Tuple[str, ...]   # of its command line, split at blanks: some write it as one text
+    marker: str = ""         # ASFC_NODE in its environment: what a start command has brought up
+
+
+def _local_process(pid: str) -> Optional[LocalProcess]:
+    """One process by /proc; None when it has ended, is a zombie or lives in a container."""
+    def read(name: str) -> str:
+        with open("/proc/{}/{}".format(pid, name), "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape")
+    try:
+        fields = read("stat").rpartition(")")[2].split()
+        status = dict(line.partition(":")[::2] for line in read("status").splitlines())
+        words = tuple(read("cmdline").replace("\0", " ").split())
+    except (OSError, ValueError):
+        return None
+    if len(fields) < 20 or fields[0] in "ZX" or len(status.get("NSpid", "").split()) > 1:
+        return None
+    try:
+        environment = read("environ").split("\0")
+    except OSError:
+        environment = []  # another user's
+    marker = [text[10:] for text in environment if text.startswith("ASFC_NODE=")]
+    return LocalProcess(int(pid), int(fields[19]), int(fields[1]), int(fields[3]),
+                        int(status["Uid"].split()[1]), words, marker[0] if marker else "")
+
+
 class World:
     """The one door to everything outside this process.
 
@@ -216,8 +249,33 @@ class World:
     def host_name(self) -> str:
         return os.uname().nodename  # what socket.gethostname() says, without importing it
 
+    def host_names(self) -> Tuple[str, ...]:
+        """The names by which programs of this host may call it."""
+        import socket
+        return tuple(sorted({self.host_name(), socket.getfqdn()}))
+
+    def user_id(self, name: str) -> Optional[int]:
+        """The id of a user, '' being the one of this process; None when there is no such user."""
+        if not name:
+            return os.geteuid()
+        import pwd
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            return None
+
     def environment(self) -> Mapping[str, str]:
         return os.environ
+
+    def boot_clock(self) -> Tuple[str, float]:
+        """The id of this boot, and /proc/uptime in seconds: what the script on a node reads, too.
+
+        In some containers that differs from `now`. Raises OSError where it can't be read.
+        """
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            boot = file.read().strip()
+        with open("/proc/uptime") as file:
+            return boot, float(file.read().split()[0])
 
     def random_id(self) -> str:
         """A fresh random name of 16 hexadecimal digits."""
@@ -332,8 +390,11 @@ class World:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def write_text(self, path: str, text: str) -> None:
-        """Replace a file as a whole and for good, keeping its mode and owner. Raises OSError."""
+    def write_text(self, path: str, text: str, durable: bool = True) -> None:
+        """Replace a file as a whole and for good, keeping its mode and owner. Raises OSError.
+
+        One that need not outlive a crash of the machine is not waited for: `durable` is False.
+        """
         try:
             before = os.stat(path)
         except FileNotFoundError:
@@ -348,7 +409,8 @@ class World:
                     os.chmod(descriptor, stat.S_IMODE(before.st_mode))
                 file.write(text)
                 file.flush()
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             os.rename(beside, path)
         except OSError:
             if os.path.exists(beside):
@@ -376,6 +438,22 @@ class World:
             os.write(descriptor, (text + "\n").encode("utf-8"))
             os.fsync(descriptor)
         return held or text
+
+    # -- processes of this host, by /proc alone: fencing must not wait for a disk or a program
+
+    def processes(self) -> List["LocalProcess"]:
+        """All processes of this host that are not in a container of their own."""
+        found = [_local_process(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+        return [process for process in found if process]
+
+    def signal_process(self, process: "LocalProcess", number: int) -> None:
+        """Send a signal, if the process is still the one that was listed."""
+        try:
+            with open("/proc/{}/stat".format(process.pid), "rb") as file:
+                if int(file.read().rpartition(b")")[2].split()[19]) == process.start:
+                    os.kill(process.pid, number)
+        except (OSError, ValueError, IndexError):
+            pass  # it has just ended, or is not ours: the next list shows it
 
     # -- sockets
 
@@ -455,6 +533,8 @@ SECTION = "scheduler_failover"
 RETRY_INTERVAL_S = 1.0    # r: a failed metadata operation is tried again after this
 CLOCK_RATE_LIMIT = 1.1    # rho: the clocks of two hosts may differ in rate by less than this
 OWN_SETTLE_S = 5.0        # S after asfc's own start command, which never detaches late
+FENCE_TICK_S = 1.0        # d: how often a controller looks whether it has to fence itself
+KILL_EFFECT_S = 0.5       # k: what SIGKILL takes to have its effect
 COMMAND_LIMIT_S = 10.0    # for Airflow's *_cmd keys
 STRANGERS_ADDRESS = "airflow@airflow.com"  # the default of the pip package; a real, foreign domain
 
@@ -665,6 +745,18 @@ OPTIONS: Tuple[Option, ...] = (
            "SIGKILL."),
     Option("scheduler_restart_sleep_time", "35", *_seconds(1, 3600),
            help="After your own start command asfc waits so long for the scheduler to appear."),
+    Option("on_metadata_loss", "stop", *_one_of("stop", "keep"),
+           help="What a node does when its controller can't write to the metadata for two thirds of "
+           "heartbeat_timeout. stop: it ends its scheduler, so another node may start one once it "
+           "has been silent for long enough. keep: it goes on, and when it can't be reached no other "
+           "node starts one, until it answers, fence_command works or a person uses confirm_dead."),
+    Option("fence_grace_time", "5", *_seconds(0, 600),
+           help="A node that fences itself waits so long between SIGTERM and SIGKILL."),
+    Option("fence_command", "", *_COMMAND,
+           help="Switches a node off that doesn't answer (STONITH); run by sh on the active failover "
+           "node, with the node's name in ASFC_NODE. Exit status 0: the node is off for certain."),
+    Option("fence_timeout", "60", *_seconds(1, 600),
+           help="How long fence_command may take."),
     Option("scheduler_restart_budget", "3", *_number(1, 1000),
            help="So many restarts on one node within scheduler_restart_window, then the next node "
            "is tried."),
@@ -750,6 +842,10 @@ class Configuration(NamedTuple):
     scheduler_start_timeout: float
     scheduler_stop_wait_time: float
     scheduler_restart_sleep_time: float
+    on_metadata_loss: str
+    fence_grace_time: float
+    fence_command: str
+    fence_timeout: float
     scheduler_restart_budget: int
     scheduler_restart_window: float
     health_page_verify_tls: bool
@@ -787,6 +883,15 @@ class Configuration(NamedTuple):
         return min(3.0, self.heartbeat_timeout / 10)
 
     @property
+    def promise_s(self) -> float:
+        """F: a node whose controller is cut off from the metadata has ended its scheduler by then.
+
+        2/3 h to the deadline, c_m for one last try, d to notice, g and k to end the scheduler.
+        """
+        return (self.acting_window_s + self.metadata_limit_s + FENCE_TICK_S + self.fence_grace_time
+                + KILL_EFFECT_S)
+
+    @property
     def settle_s(self) -> float:
         """S: an operator's start command may detach, and its process appear late."""
         own_start = not self.airflow_scheduler_start_command
@@ -812,6 +917,11 @@ class Configuration(NamedTuple):
         Raises ConfigurationError with one line for each problem, all of them together.
         """
         return _Loader(world, path, overrides or {}).load(need_own_name)
+
+
+def silence_s(promise_s: float) -> float:
+    """W: after so long without a sign of life a node has kept its promise, by any clock."""
+    return CLOCK_RATE_LIMIT * promise_s
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:
@@ -1358,6 +1468,7 @@ class NodeReport(NamedTuple):
     done: str = ""                       # what a start or a stop did, in words
     output: str = ""                     # the last lines that the start command wrote
     asked_at: float = 0.0                # the asker's clock before the question was sent
+    by_record: bool = False              # it gave no answer: this is what its own record says
 
 
 class StartMade(NamedTuple):
@@ -1374,8 +1485,18 @@ class FailedNode(NamedTuple):
     why: str
 
 
+class Vouch(NamedTuple):
+    """Somebody's word that a node is off: fence_command's success, or a person's.
+
+    It lapses when the node answers again, or when its record is not of that version any more.
+    """
+    node: str
+    version: Optional[int]   # of the node's record when the word was given; None: there was none
+    by: str
+
+
 CLUSTER = "cluster"      # the name of the record
-CLUSTER_FORMAT = 1       # the number of its format
+CLUSTER_FORMAT = 2       # the number of its format; format 1 had no node records beside it
 
 
 class ClusterRecord(NamedTuple):
@@ -1401,6 +1522,9 @@ class ClusterRecord(NamedTuple):
     starts: Tuple[StartMade, ...] = ()
     failed: Tuple[FailedNode, ...] = ()
     cleared: bool = False             # emptied by clear_metadata: taken only after h
+    paused: str = ""                  # why asfc is paused; "" when it is not
+    vouched: Tuple[Vouch, ...] = ()   # possible nodes that are known to be off
+    alive_at_s: Optional[float] = None   # when the scheduler was last seen running, as clock_s
 
     @property
     def pair(self) -> Pair:
@@ -1417,7 +1541,8 @@ class ClusterRecord(NamedTuple):
     def emptied(self) -> "ClusterRecord":
         """What clear_metadata leaves: never a lower term or move, the same id, the same promise."""
         return ClusterRecord(cluster=self.cluster, term=self.term, move=self.move, cleared=True,
-                             heartbeat_timeout=self.heartbeat_timeout, clock_s=self.clock_s)
+                             heartbeat_timeout=self.heartbeat_timeout, clock_s=self.clock_s,
+                             paused=self.paused)
 
     @classmethod
     def from_text(cls, text: str) -> "ClusterRecord":
@@ -1425,10 +1550,11 @@ class ClusterRecord(NamedTuple):
         try:
             fields = json.loads(text)
             written_format = fields.pop("format")
-            if written_format != CLUSTER_FORMAT:
+            if written_format not in (1, CLUSTER_FORMAT):
                 raise MetadataError(
                     "the record 'cluster' has format {}, and this version of asfc knows format {}: "
                     "upgrade asfc on this node".format(written_format, CLUSTER_FORMAT))
+            fields["vouched"] = tuple(Vouch(*vouch) for vouch in fields.get("vouched", ()))
             fields["possible_nodes"] = tuple(fields["possible_nodes"])
             fields["starts"] = tuple(StartMade(*start) for start in fields["starts"])
             fields["failed"] = tuple(FailedNode(*node) for node in fields["failed"])
@@ -1437,6 +1563,84 @@ class ClusterRecord(NamedTuple):
                                    heartbeat_timeout=float(record.heartbeat_timeout))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise MetadataError("the record 'cluster' can't be read: {:.80}".format(repr(text)))
+
+
+NODE_PREFIX = "node/"    # before the name of a node, in the name of its record
+NODE_FORMAT = 1
+
+
+class NodeRecord(NamedTuple):
+    """What a node's own controller says of itself and of what it sees; written by it alone."""
+    node: str
+    instance: str
+    sequence: int = 0                 # of the writes of this instance
+    gate: Optional[Gate] = None       # as it was when the processes were listed
+    state: str = UNKNOWN
+    reason: str = ""
+    mains: Tuple[Process, ...] = ()
+    remnants: int = 0
+    intent: bool = False              # whether a start is open there
+    promise_s: Optional[float] = None  # F: fenced so long after the last write; None: no promise
+    no_promise: str = ""              # why there is none
+    state_dir: str = ""
+    state_dir_id: str = ""            # stands in its lock file
+    host_names: Tuple[str, ...] = ()  # by which Airflow may know this host
+    version: str = ""                 # of asfc
+    settings: Mapping[str, Any] = {}  # those that matter to the others
+    written_at: str = ""              # UTC text, for people only
+    fenced: str = ""                  # when and why it last fenced itself, for people
+
+    def to_text(self) -> str:
+        """This record as JSON, in ASCII, with the number of its format."""
+        return json.dumps(dict(self._asdict(), format=NODE_FORMAT), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Optional["NodeRecord"]:
+        """Read a record; None for one that this version can't understand: it is no evidence."""
+        try:
+            fields = json.loads(text)
+            if fields.pop("format") != NODE_FORMAT:
+                return None
+            gate = fields["gate"]
+            fields["gate"] = gate and Gate(Pair(*gate[0]), *gate[1:])
+            fields["mains"] = tuple(Process(*process) for process in fields["mains"])
+            fields["host_names"] = tuple(fields["host_names"])
+            promise_s = fields["promise_s"]
+            fields["promise_s"] = None if promise_s is None else float(promise_s)
+            return cls(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+
+HISTORY = "history"
+HISTORY_FORMAT = 1
+
+
+class HistoryEvent(NamedTuple):
+    """Something that happened, for people: when, in which term, why, on which proof."""
+    at: str                           # UTC text
+    node: str                         # whose controller tells it
+    term: int
+    move: int
+    what: str
+    why: str = ""
+    proof: str = ""
+    without_scheduler_s: Optional[float] = None   # how long none was seen to run
+
+    @classmethod
+    def all_from_text(cls, text: str) -> List["HistoryEvent"]:
+        """The events of the record, the oldest first; none when it can't be understood."""
+        try:
+            fields = json.loads(text)
+            return [cls(**event) for event in fields["events"]] \
+                if fields["format"] == HISTORY_FORMAT else []
+        except (ValueError, TypeError, KeyError):
+            return []
+
+
+def history_text(events: Sequence[HistoryEvent]) -> str:
+    return json.dumps({"format": HISTORY_FORMAT,
+                       "events": [dict(event._asdict()) for event in events]})
 
 
 ###############################################################################
@@ -3197,6 +3401,434 @@ class Nodes:
 
 
 ###############################################################################
+# Fencing itself ##############################################################
+###############################################################################
+
+
+def scheduler_kind(words: Sequence[str]) -> int:
+    """1 for a scheduler's main process or a fork of it, 2 for a named helper, 0 for the rest."""
+    at = 0
+    if words and os.path.basename(words[0]).startswith("python"):
+        at = 1
+        while at < len(words) and words[at].startswith("-"):
+            at += 2 if re.match(r"-[^-]*[WX]$", words[at]) else 1
+    if os.path.basename("".join(words[at:at + 1])) != "airflow" \
+            or tuple(words[at + 1:at + 2]) != ("scheduler",):
+        return 0
+    return 2 if tuple(words[at + 2:at + 3]) in (("--",), ("-",)) else 1
+
+
+class FenceTargets(NamedTuple):
+    """What a node that fences itself has to end, in this order."""
+    starting: Tuple[LocalProcess, ...]     # scripts and start commands in flight
+    mains: Tuple[LocalProcess, ...]
+    belongings: Tuple[LocalProcess, ...]   # what lives below a main, or in a session that it leads
+
+
+def fence_targets(processes: Sequence[LocalProcess], uid: int, node: str) -> FenceTargets:
+    """Find what would start a scheduler, the schedulers of the user, and all that goes with them.
+
+    A start command is found by the mark in its environment, which all that it starts inherits. So
+    what a dead scheduler has left is ended as well: its tasks will be run again elsewhere.
+    """
+    by_pid = {process.pid: process for process in processes}
+    kinds = {process.pid: scheduler_kind(process.words) for process in processes
+             if process.uid == uid}
+    mains = tuple(process for process in processes if kinds.get(process.pid) == 1)
+    tops = {process.pid for process in mains}
+
+    def belongs(process: LocalProcess) -> bool:
+        if process.session in tops or kinds.get(process.pid) == 2:
+            return True
+        for _ in range(200):
+            if process.parent in tops:
+                return True
+            above = by_pid.get(process.parent)
+            if above is None:
+                break
+            process = above
+        return False
+    others = [process for process in processes if process.pid not in tops]
+    belongings = tuple(process for process in others if belongs(process))
+    ours = ("asfc@" + node, "asfc-start@" + node)
+    starting = tuple(process for process in others if process not in belongings
+                     and (process.marker == node or any(word in ours for word in process.words)))
+    return FenceTargets(starting, mains, belongings)
+
+
+class SelfFence:
+    """Keeps this node's promise: no scheduler lives here F after its controller's last heartbeat.
+
+    The deadline is two thirds of h after the moment before the last confirmed write of the node's
+    own record was sent. A thread of its own watches it, which needs no metadata, ssh, lock, disk or
+    log: then it ends what would start, the schedulers by SIGTERM, and after the grace by SIGKILL.
+    The record is not written again before that is done, for the others may have gone by its silence.
+
+    One exception: a controller that did not run when the deadline passed, for it was frozen or not
+    started yet, first gets one try of c_m: it reads, and where its node is still a possible one it
+    writes. Otherwise SIGKILL at once.
+
+    The deadline also stands in the state directory, for a controller that is started again and for
+    the node's script, which starts nothing once it has passed.
+    """
+    SOON_S = 0.2   # between two looks while something is to be ended
+
+    def __init__(self, world: World, configuration: Any, uid: int) -> None:
+        self.deadline: Optional[float] = None
+        self.clean = False              # the deadline has passed, and nothing is left to be ended
+        self.known: Tuple[Process, ...] = ()   # main processes that the last look has listed
+        self.sentences: "collections.deque[str]" = collections.deque(maxlen=20)
+        self.ended = False
+        self._world = world
+        self._configuration = configuration
+        self._uid = uid
+        self._path = os.path.join(configuration.state_dir_here, "fence")
+        self._ran_at: Optional[float] = None
+        self._began_at: Optional[float] = None
+        self._chance_until: Optional[float] = None
+        self._hard = False
+        self._asked: Set[Tuple[int, int]] = set()
+        self._inherit()
+
+    def _inherit(self) -> None:
+        """Take over the deadline of the controller that ran here before, on the same boot."""
+        try:
+            words = (self._world.read_text(self._path) or "").split()
+            if not words:
+                return
+            boot, uptime_s = self._world.boot_clock()
+            if len(words) != 4 or words[3] != "end":
+                raise ValueError
+            if words[1] == boot:
+                self.deadline = self._world.now() + int(words[2]) / 100.0 - uptime_s
+        except (OSError, ValueError):
+            self.deadline = self._world.now()  # it can't be told: as if it had passed
+
+    # -- what the heartbeat tells it
+
+    def about_to_promise(self, sent_at: float) -> None:
+        """A record with a promise is about to be sent; from now on it may count for the others."""
+        first = self.deadline is None
+        promised = sent_at + self._configuration.acting_window_s
+        self.deadline = promised if first else min(self.deadline or 0.0, promised)
+        if first:
+            self._keep()
+
+    def promise_confirmed(self, sent_at: float) -> None:
+        self.deadline = sent_at + self._configuration.acting_window_s
+        self._keep()
+
+    def promise_withdrawn(self) -> None:
+        """A record without a promise is confirmed: nobody counts on this node's silence."""
+        self.deadline = None
+        self._keep()
+
+    def may_write(self) -> bool:
+        """Whether the node's record may be written: a passed deadline is dealt with first."""
+        return self.clean or self._began_at is None and (
+            self.deadline is None or self._world.now() < self.deadline or self.has_chance())
+
+    def has_chance(self) -> bool:
+        """Whether the deadline has passed while this process did not run, and one try is open."""
+        until = self._chance_until
+        return until is not None and self._began_at is None and self._world.now() < until
+
+    def refuse_chance(self) -> None:
+        """The node is not a possible one any more: another scheduler may run by now."""
+        self._chance_until = self._world.now()
+        self._world.wake("fence")
+
+    def _keep(self) -> None:
+        """Write the deadline down; on failure the old one stands there, which is earlier."""
+        try:
+            boot, uptime_s = self._world.boot_clock()
+            text = "" if self.deadline is None else "1 {} {:d} end\n".format(
+                boot, int(100 * (uptime_s + self.deadline - self._world.now())))
+            self._world.write_text(self._path, text, durable=False)
+        except OSError as error:
+            self.sentences.append("the fence deadline can't be written to {}: {}".format(
+                self._path, error.strerror or error))
+
+    # -- the step of its own loop
+
+    def step(self) -> Optional[float]:
+        """Look at the deadline, and fence when it has passed; returns the seconds to the next."""
+        if self.ended:
+            return None
+        now, before = self._world.now(), self._ran_at
+        did_not_run = before is None or now - before > 2 * FENCE_TICK_S
+        self._ran_at = now
+        if self._began_at is None or self.clean:
+            if self.deadline is None or now < self.deadline:
+                self._began_at = self._chance_until = None
+                self.clean = False
+                left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
+                return min(FENCE_TICK_S, left_s)
+        if self._began_at is None and did_not_run and self._chance_until is None:
+            self._chance_until = now + self._configuration.metadata_limit_s
+            self._world.wake("heartbeat")
+        if self._began_at is None and self._chance_until is not None and now < self._chance_until:
+            return min(self.SOON_S, self._chance_until - now)
+        if self._began_at is None:
+            self._begin(now)
+        return self._end_schedulers(now)
+
+    def _begin(self, now: float) -> None:
+        self._began_at, self._hard = now, self._chance_until is not None
+        self._asked = set()
+        self.sentences.append(
+            "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
+                now - (self.deadline or now) + self._configuration.acting_window_s))
+        number = signal.SIGKILL if self._hard else signal.SIGTERM
+        for main in self.known:  # before /proc is read, which a stuck process can hold up
+            self._ask(LocalProcess(main.pid, main.start, 0, 0, 0, ()), number)
+
+    def _ask(self, process: LocalProcess, number: int) -> None:
+        """Send a signal; SIGTERM only once to each: a second one means something else to some."""
+        key = (process.pid, process.start)
+        if number == signal.SIGKILL or key not in self._asked:
+            self._asked.add(key)
+            self._world.signal_process(process, number)
+
+    def _end_schedulers(self, now: float) -> float:
+        grace_over = now >= (self._began_at or now) + self._configuration.fence_grace_time
+        found = fence_targets(self._world.processes(), self._uid, self._configuration.node_name)
+        for process in found.starting:
+            self._ask(process, signal.SIGKILL)
+        hard = self._hard or grace_over
+        for process in found.mains + (found.belongings if hard else ()):
+            self._ask(process, signal.SIGKILL if hard else signal.SIGTERM)
+        clean = not any(found)
+        if clean and not self.clean:
+            self.sentences.append("fenced: no scheduler runs or starts here")
+            self._world.wake("node")
+        self.clean = clean
+        return FENCE_TICK_S if clean else self.SOON_S
+
+
+###############################################################################
+# Node records ################################################################
+###############################################################################
+
+
+class NodeView(NamedTuple):
+    """Another node's record as this controller sees it, by its own clock."""
+    record: NodeRecord
+    version: int
+    changed_at: float       # when this version was first seen
+    trusted: bool           # False after its version fell back (restored metadata), till it rises
+
+
+class NodeRecords:
+    """All nodes' records: writes this node's own with each heartbeat, and watches the others'.
+
+    It goes with the exchanges of the lease: `writes` before one, `answered` or `failed` after it.
+    """
+    SETTINGS = ("scheduler_nodes_in_cluster", "poll_frequency", "heartbeat_timeout", "state_dir",
+                "on_metadata_loss", "fence_grace_time", "scheduler_user", "query_timeout",
+                "airflow_scheduler_start_command", "airflow_scheduler_stop_command")
+
+    def __init__(self, world: World, configuration: Any, instance: str, state_dir_id: str,
+                 fence: SelfFence, no_promise: str, log: Any) -> None:
+        self.views: Dict[str, NodeView] = {}
+        self.leaving = False            # an orderly stop: the promise is taken back
+        self.paused = False             # as the record `cluster` last said
+        self.report: Optional[NodeReport] = None   # what the last look at this node has found
+        self.unknown = False            # an own write whose outcome is not known
+        self._world = world
+        self._configuration = configuration
+        self._instance = instance
+        self._state_dir_id = state_dir_id
+        self.fence = fence
+        self._no_promise = no_promise   # why this node can't promise anything; "" if it can
+        self._log = log
+        self._own = NODE_PREFIX + configuration.node_name
+        self._version: Optional[int] = None
+        self._sequence = 0
+        self._sent_at = 0.0
+        self._sent_promise = False
+        self._read = False
+        self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
+        self._events: List[HistoryEvent] = []
+        self._sent_events = 0
+        self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
+        self._told: Set[str] = set()
+        self._fenced = ""
+        self._host_names = world.host_names()   # once: it may have to ask the DNS
+
+    # -- going with an exchange
+
+    def writes(self) -> List[Write]:
+        """What is to be written beside the heartbeat: the own record, and news for the history."""
+        found: List[Write] = []
+        self._sent_events = 0
+        if self._read and not self.unknown and self._events:
+            self._sent_events = len(self._events)
+            events = (self._history[1] + self._events)[-HISTORY_LENGTH:]
+            found.append(Write(HISTORY, history_text(events), self._history[0]))
+        if self._may_write():
+            record = self._own_record()
+            self._sent_at, self._sent_promise = self._world.now(), record.promise_s is not None
+            if self._sent_promise:
+                self.fence.about_to_promise(self._sent_at)
+            self._sequence += 1
+            found.append(Write(self._own, record.to_text(), self._version))
+        return found
+
+    def _may_write(self) -> bool:
+        """First the own record is read; a passed deadline is dealt with before it is written."""
+        if not self._read or self.unknown or not self.fence.may_write():
+            return False
+        if self._waits_since is not None:
+            waited_s = self._world.now() - self._waits_since
+            return waited_s >= self._configuration.heartbeat_timeout
+        return True
+
+    def failed(self, writes: Sequence[Write]) -> None:
+        """The exchange brought no answer: what became of its writes has to be read."""
+        self.unknown = self.unknown or bool(writes)
+
+    def answered(self, writes: Sequence[Write], won: Sequence[bool],
+                 records: Mapping[str, Record]) -> None:
+        """Learn from an exchange. Raises RefusedError when two controllers share this name."""
+        self.unknown = False
+        confirmed = {write.name: has_won for write, has_won in zip(writes, won)}
+        if confirmed.get(self._own):
+            self._version = (self._version or 0) + 1
+            self._waits_since = None
+            if self._sent_promise:
+                self.fence.promise_confirmed(self._sent_at)
+            else:
+                self.fence.promise_withdrawn()
+        self._take_history(confirmed, records.get(HISTORY))
+        for name, found in sorted(records.items()):
+            if name.startswith(NODE_PREFIX):
+                self._take(name, found)
+        if self._own not in records:
+            self._version = None
+        self._read = True
+
+    def _take_history(self, confirmed: Mapping[str, bool], found: Optional[Record]) -> None:
+        if confirmed.get(HISTORY):
+            del self._events[:self._sent_events]
+        if found and found.version != self._history[0]:
+            self._history = (found.version, HistoryEvent.all_from_text(found.value))
+        elif not found:
+            self._history = (None, [])
+
+    def _take(self, name: str, found: Record) -> None:
+        node, now = name[len(NODE_PREFIX):], self._world.now()
+        record = NodeRecord.from_text(found.value)
+        before = self.views.get(node)
+        if name == self._own:
+            self._take_own(found, record)
+        if record is None:
+            return  # of a newer version: no evidence
+        if before is None or before.version != found.version:
+            trusted = not before or found.version > before.version
+            self.views[node] = NodeView(record, found.version, now, trusted)
+            self._compare(node, record, before)
+            if before is None or self._essence(before.record) != self._essence(record):
+                self._world.wake("turn")  # it may change what was decided
+
+    @staticmethod
+    def _essence(record: NodeRecord) -> Tuple[Any, ...]:
+        return (record.instance, record.state, record.gate, record.intent,
+                record.promise_s is None, [process[:2] for process in record.mains])
+
+    def _take_own(self, found: Record, record: Optional[NodeRecord]) -> None:
+        """Follow the version of the own record; a stranger that writes it is an error."""
+        if found.version == self._version:
+            return
+        stranger = record is not None and record.instance != self._instance \
+            and record.state_dir_id != self._state_dir_id
+        if stranger and self._read:
+            raise RefusedError(
+                "another controller calls itself {0} and keeps its state elsewhere ({1}): give each "
+                "its own node_name, or, on one host, stop one of them".format(
+                    self._configuration.node_name, record.state_dir if record else "?"))
+        if stranger:
+            self._waits_since = self._world.now()
+        self._version = found.version
+
+    # -- the own record
+
+    def _own_record(self) -> NodeRecord:
+        configuration, report = self._configuration, self.report
+        oldest_s = 3 * configuration.heartbeat_interval_s + configuration.query_timeout
+        if report is None or self._world.now() - report.asked_at > oldest_s:
+            report = NodeReport(configuration.node_name, UNKNOWN, "its controller has not listed "
+                                "its processes lately")
+        promise = self.no_promise()
+        return NodeRecord(
+            configuration.node_name, self._instance, self._sequence, report.gate, report.state,
+            report.reason, report.mains, len(report.remnants), report.intent is not None,
+            None if promise else configuration.promise_s, promise, configuration.state_dir,
+            self._state_dir_id, self._host_names, __version__, self.own_settings(),
+            self._world.utc_text(), self._fenced)
+
+    def is_bound(self) -> bool:
+        """Whether others may count on a promise that is neither taken back nor kept yet."""
+        return self.fence.deadline is not None and not self.fence.clean
+
+    def no_promise(self) -> str:
+        """Why this node promises nothing at the moment, or ''."""
+        if self.leaving:
+            return "its controller was stopped"
+        if self.paused:
+            return "asfc is paused"
+        if self._configuration.on_metadata_loss == "keep":
+            return "on_metadata_loss = keep"
+        return self._no_promise
+
+    def own_settings(self) -> Dict[str, Any]:
+        values = {name: getattr(self._configuration, name) for name in self.SETTINGS}
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in values.items()}
+
+    def note_fencing(self, sentence: str) -> None:
+        """Have the others read that this node has fenced itself."""
+        self._fenced = "{}: {}".format(self._world.utc_text(), sentence)
+
+    # -- news for people
+
+    def post(self, event: HistoryEvent) -> None:
+        """Have an event written to the history with the next exchange."""
+        self._events = (self._events + [event])[-HISTORY_LENGTH:]
+
+    def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
+        """Tell once of what differs between the controllers."""
+        if node == self._configuration.node_name or before and before.record._replace(
+                sequence=0) == record._replace(sequence=0):
+            return
+        for sentence in differences(self.own_settings(), record, self._configuration.node_name):
+            if sentence not in self._told:
+                self._told.add(sentence)
+                self._log.warning(sentence)
+        if record.state_dir_id == self._state_dir_id and before:
+            self._log.error(
+                "%s and %s have one state directory id (%s): was the directory copied, or is it "
+                "shared? Remove it on the one that was copied, while no scheduler runs there",
+                self._configuration.node_name, node, record.state_dir_id)
+
+
+HISTORY_LENGTH = 200   # events that the record keeps
+
+
+def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[str]:
+    """A sentence for each setting or version in which another node's controller differs."""
+    found = []
+    if other.version != __version__:
+        found.append("asfc is version {} on {} and {} on {}".format(
+            __version__, node, other.version, other.node))
+    for name, value in sorted(own.items()):
+        if name in other.settings and other.settings[name] != value:
+            found.append("{} is {} on {} and {} on {}: it should be the same on all nodes".format(
+                name, value, node, other.settings[name], other.node))
+    return found
+
+
+###############################################################################
 # Health evidence #############################################################
 ###############################################################################
 
@@ -3398,7 +4030,12 @@ class Lease:
         self.active = False
         self.record: Optional[ClusterRecord] = None   # as it was last seen or written
         self.succeeded = ""          # the node whose lost lease was taken over, if any
+        self.reason = ""             # why the lease was claimed
+        self.fell_back = False       # the record is older than what this controller has seen
+        self.read_at = 0.0           # the moment before the last read that was answered
+        self.nodes: Optional[NodeRecords] = None      # go with each exchange
         self.ended = False
+        self.leaving = False         # an orderly stop: to be given up, and never claimed again
         self._world = world
         self._configuration = configuration
         self._metadata = metadata
@@ -3413,7 +4050,11 @@ class Lease:
         self._claim: Optional[_OpenClaim] = None
         self._looked = False
         self._had_record = False     # in this process
-        self._term = 0               # of the claim that was won
+        self._terms: Set[int] = set()   # of the claim that was won, and those it was raised to
+        self._highest = Pair(0, 0)   # of all pairs seen
+        self._changed = False        # the record has changed while it was watched
+        self._stand_back_until = float("-inf")
+        self._alive_at: Optional[float] = None   # when the scheduler was last seen running
         self._calm_reads = 0         # looks less failures, from 0 to CALM_READS
         self._work_due = float("inf")
         self._legacy = LegacyWatch(world, configuration, metadata)
@@ -3450,7 +4091,7 @@ class Lease:
         with self._mutex:
             for _ in range(self.TRIES):
                 if self._outcome_unknown:
-                    self._take_in(self._metadata.read_all())
+                    self._take_in(self._read())
                 changed = change(self.record) if self.active and self.record else None
                 if changed is None:
                     return False
@@ -3458,18 +4099,65 @@ class Lease:
                     return True
             return False
 
-    def release(self) -> None:
-        """Give the lease up, so that a standby takes it at once, and never claim it again.
+    def scheduler_runs(self) -> None:
+        """Note that the scheduler runs now; the next heartbeat writes it down."""
+        self._alive_at = self._world.now()
+
+    def clock_s(self) -> float:
+        """The cluster's own clock now, as far as this controller knows it."""
+        since = self._confirmed_at if self.active else self._seen_at
+        return (self.record.clock_s if self.record else 0.0) + self._world.now() - since
+
+    def changed_within(self, seconds: float) -> bool:
+        """Whether the record was seen to change lately, so that somebody reigns."""
+        return self._changed and self._world.now() - self._seen_at < seconds
+
+    def raise_term(self, above: Pair) -> bool:
+        """Take a term above a pair that somebody has heard of; every known node becomes possible.
+
+        For metadata that is older than what the nodes know: where the scheduler runs is not known
+        then. Raises MetadataError when the outcome is unknown.
+        """
+        def change(record: ClusterRecord) -> Optional[ClusterRecord]:
+            term = max(record.term, above.term, self._highest.term) + 1
+            self._terms.add(term)
+            return record._replace(term=term, possible_nodes=self.all_nodes(), assigned=False,
+                                   started=False, vouched=())
+        won = self.update(change)
+        if won:
+            self.fell_back = False
+        return won
+
+    def all_nodes(self) -> Tuple[str, ...]:
+        """Every node that a scheduler may run on as far as anybody has written down."""
+        known = list(self.record.possible_nodes) if self.record else []
+        known += list(self._configuration.scheduler_nodes_in_cluster)
+        known += sorted(self.nodes.views) if self.nodes else []
+        return tuple(collections.OrderedDict.fromkeys(known))
+
+    def release(self, stand_back_s: float = 0.0) -> None:
+        """Give the lease up, so that a standby takes it at once; claim none for so many seconds.
 
         A failure is only told: the lease then runs out by itself.
         """
-        self.ended = True
+        self._stand_back_until = self._world.now() + stand_back_s
         try:
-            if self.update(lambda record: record._replace(holder="", instance="", lock_id="")):
+            if self.update(self._given_up):
                 self._log.info("gave the lease up")
         except MetadataError as error:
             self._log.warning("could not give the lease up, it runs out by itself: %s", error)
         self.active = False
+
+    def leave(self) -> None:
+        """End in order: the heartbeat's loop gives up the lease and this node's promise first."""
+        self.leaving = True
+        if self.nodes:
+            self.nodes.leaving = True
+        self._world.wake("heartbeat")
+
+    @staticmethod
+    def _given_up(record: ClusterRecord) -> ClusterRecord:
+        return record._replace(holder="", instance="", lock_id="")
 
     # -- the step of the heartbeat's loop
 
@@ -3481,36 +4169,92 @@ class Lease:
         began = self._world.now()
         try:
             with self._mutex:
-                if self.ended:
-                    return None
-                if self.active:
-                    self._renew()
-                else:
-                    self._watch()
+                self._beat()
         except MetadataError as error:
             self._calm_reads = max(0, self._calm_reads - 1)
             self._tell(logging.WARNING, "the metadata service failed: {}".format(error))
-            return self._configuration.retry_interval_s
+            if self.leaving and not self._is_bound():
+                self._log.warning("could not give the lease up, it runs out by itself: %s", error)
+                self.active, self.ended = False, True
+            return None if self.ended else self._configuration.retry_interval_s
         if self._told.startswith("the metadata service failed"):
             self._tell(logging.INFO, "the metadata service answers again")
+        if self.ended:
+            return None
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
+
+    def _beat(self) -> None:
+        if self.ended:
+            return
+        if self._outcome_unknown or self.nodes and (
+                self.nodes.unknown or self.nodes.fence.has_chance()):
+            self._take_in(self._read())
+        if self.nodes and self.nodes.fence.has_chance() and not self._is_possible_here():
+            self.nodes.fence.refuse_chance()
+        if self.leaving:
+            self._leave()
+        elif self.active:
+            self._renew()
+        else:
+            self._watch()
+
+    def _is_possible_here(self) -> bool:
+        """Whether a scheduler may run on this node; where nobody has said, on all."""
+        record = self.record
+        return record is None or not record.possible_nodes \
+            or self._configuration.node_name in record.possible_nodes
+
+    def _is_bound(self) -> bool:
+        """Whether others may count on a promise of this node that is not taken back or kept yet."""
+        return bool(self.nodes and self.nodes.is_bound())
+
+    def _leave(self) -> None:
+        if self.active and self.record:
+            if self._write(self._given_up(self.record)):
+                self.active = False
+                self._log.info("gave the lease up")
+        else:
+            self._take_in(self._exchange([]).records)
+        self.ended = not self.active and not self._is_bound()
+
+    def _read(self) -> Mapping[str, Record]:
+        sent_at = self._world.now()
+        records: Mapping[str, Record] = self._metadata.read_all()
+        self.read_at = sent_at
+        if self.nodes:
+            self.nodes.answered((), (), records)
+        return records
+
+    def _exchange(self, writes: Sequence[Write]) -> Exchange:
+        """One exchange, in which the records that go with the heartbeat are written, too."""
+        sent_at = self._world.now()
+        beside = self.nodes.writes() if self.nodes else []
+        try:
+            exchange: Exchange = self._metadata.exchange(list(writes) + beside)
+        except MetadataError:
+            if self.nodes:
+                self.nodes.failed(beside)
+            raise
+        self.read_at = sent_at
+        if self.nodes:
+            self.nodes.answered(beside, exchange.won[len(writes):], exchange.records)
+        return Exchange(exchange.won[:len(writes)], exchange.records)
 
     def _renew(self) -> None:
         overdue_s = self._world.now() - self._work_due
         if overdue_s > self._configuration.heartbeat_timeout:
             self._tell(logging.ERROR, "the main loop is overdue by {:.0f} s: the heartbeat stops, "
                        "a standby takes over".format(overdue_s))
+            self._take_in(self._exchange([]).records)
             return
-        if self._outcome_unknown:
-            self._take_in(self._metadata.read_all())
         for _ in range(self.TRIES):
             if not self.active or self._write(self.record):
                 return
 
     def _watch(self) -> None:
-        self._take_in(self._metadata.read_all())
+        self._take_in(self._exchange([]).records)
         self._calm_reads = min(self.CALM_READS, self._calm_reads + 1)
-        if self.active:
+        if self.active or self._world.now() < self._stand_back_until:
             return
         reason = self._claim_reason()
         if reason:
@@ -3522,14 +4266,19 @@ class Lease:
         assert record is not None
         clock_s = record.clock_s + (now - self._confirmed_at if self.active else 0.0)
         record = record._replace(heartbeat_at=self._world.utc_text(), clock_s=round(clock_s, 3))
+        if self.active and self._alive_at is not None:
+            record = record._replace(alive_at_s=round(clock_s - (now - self._alive_at), 3))
         self._outcome_unknown = True
-        exchange = self._metadata.exchange([Write(CLUSTER, record.to_text(), self._version)])
+        exchange = self._exchange([Write(CLUSTER, record.to_text(), self._version)])
         self._outcome_unknown = False
         if not exchange.won[0]:
             self._take_in(exchange.records)
             return False
         self._version = (self._version or 0) + 1
         self.record, self._seen_at, self._confirmed_at = record, self._world.now(), now
+        self._changed, self._highest = True, max(self._highest, record.pair)
+        if self.nodes:
+            self.nodes.paused = bool(record.paused)
         self._log.debug("heartbeat confirmed, version %d of the record", self._version)
         return True
 
@@ -3541,23 +4290,40 @@ class Lease:
         version = found.version if found else None
         self._outcome_unknown = False
         if version != self._version or not self._looked:
-            self._seen_at = now
+            self._seen_at, self._changed = now, self._looked
         if not self._looked:
             self._world.wake("turn")
+        self._look_for_a_fall(version, record)
         self._looked, self._version, self.record = True, version, record
         self._had_record = self._had_record or record is not None
+        if self.nodes:
+            self.nodes.paused = bool(record and record.paused)
         claim = self._claim
         if claim and version != claim.expected_version:
             self._claim = None  # it has won or lost; before, it may still arrive
         if record is not None and record.instance == self.instance:
             if claim and claim.term == record.term:
                 self._won(claim.sent_at, "the claim whose reply was lost had won")
-            if self.active and record.term == self._term:
+            if self.active and record.term in self._terms:
                 return
         if self.active:
             self.active = False
             self._tell(logging.WARNING, "the lease is lost: {}".format(self._holder_in_words()))
             self._world.wake("turn")
+
+    def _look_for_a_fall(self, version: Optional[int], record: Optional[ClusterRecord]) -> None:
+        """Neither versions nor pairs ever fall, unless the metadata was restored from a backup."""
+        if version is None or record is None:
+            return
+        if version < (self._version or 0) or record.pair < self._highest:
+            if not self.fell_back:
+                self._log.error("the metadata has fallen back from version %s to %d, from term %s "
+                                "to %s: it was restored from a backup. Every node becomes possible",
+                                self._version, version, self._highest, record.pair)
+            self.fell_back = True
+        elif record.term > self._highest.term:
+            self.fell_back = False  # somebody has raised the term above what was known before
+        self._highest = max(self._highest, record.pair)
 
     def _holder_in_words(self) -> str:
         if self.record is None:
@@ -3605,14 +4371,13 @@ class Lease:
 
     def _send_claim(self, reason: str) -> None:
         """One conditional write that raises the term. Its reply may be lost: then look for it."""
-        before = self.record or self._first_record()
+        before = self._record_to_claim()
         configuration = self._configuration
-        possible = before.possible_nodes or configuration.scheduler_nodes_in_cluster
         claim = before._replace(
             term=before.term + 1, holder=configuration.node_name, instance=self.instance,
             lock_id=self._lock_id, state_dir=configuration.state_dir,
-            heartbeat_timeout=configuration.heartbeat_timeout, possible_nodes=possible,
-            cleared=False, clock_s=before.clock_s + self._world.now() - self._seen_at)
+            heartbeat_timeout=configuration.heartbeat_timeout,
+            possible_nodes=before.possible_nodes or self.all_nodes(), cleared=False, clock_s=before.clock_s + self._world.now() - self._seen_at)
         self.succeeded = before.holder if before.holder != configuration.node_name else ""
         sent_at = self._world.now()
         if self._claim is None:  # else it stays open, from when it was first sent
@@ -3620,6 +4385,23 @@ class Lease:
         if self._write(claim):
             self._claim = None
             self._won(sent_at, reason)
+
+    def _record_to_claim(self) -> ClusterRecord:
+        """The record as it stands; one that is older than what this node knows is no guide."""
+        record = self.record
+        if record is None:
+            return self._first_record()
+        gate = self._own_gate()
+        known = self._highest
+        if gate and gate.cluster == record.cluster:
+            known = max(known, gate.pair)
+        if not self.fell_back and known <= record.pair:
+            return record
+        self._log.error("the metadata (term %s) is older than what this node has heard of (%s): "
+                        "every node becomes possible", record.pair, known)
+        self.fell_back = False
+        return record._replace(term=max(record.term, known.term), possible_nodes=self.all_nodes(),
+                               assigned=False, started=False, vouched=())
 
     def _first_record(self) -> ClusterRecord:
         """A record where there is none: this node's gate tells the cluster and a term to exceed."""
@@ -3630,7 +4412,8 @@ class Lease:
 
     def _won(self, sent_at: float, reason: str) -> None:
         assert self.record is not None
-        self._confirmed_at, self._term, self.active = sent_at, self.record.term, True
+        self._confirmed_at, self.active, self.reason = sent_at, True, reason
+        self._terms, self._alive_at = {self.record.term}, None
         self.expect_work(self._configuration.poll_frequency)
         self._tell(logging.INFO, "active in term {}: {}".format(self.record.term, reason))
         self._world.wake("turn")
@@ -3673,6 +4456,132 @@ class LegacyWatch:
 
 
 ###############################################################################
+# This node ###################################################################
+###############################################################################
+
+
+class OwnNode:
+    """Looks at this controller's own node every i: raises its gate, lists, and guards it.
+
+    The gate is raised to the pair that was read last, with its holder's instance; then processes
+    are listed; then the heartbeat writes what was found into the node's record.
+    """
+
+    def __init__(self, world: World, configuration: Any, nodes: Any, lease: Lease,
+                 records: NodeRecords, log: Any) -> None:
+        self.ended = False
+        self._world = world
+        self._configuration = configuration
+        self._nodes = nodes
+        self._lease = lease
+        self._records = records
+        self._log = log
+        self._listed_at = 0.0
+        self._asked: Dict[Tuple[int, int], float] = {}   # when SIGTERM was sent to a main process
+
+    def step(self) -> Optional[float]:
+        """Look once; returns the seconds until the next look, None at the end."""
+        began = self._world.now()
+        self._tell_of_fencing()
+        if self.ended:
+            return None
+        self._guard()
+        before, report = self._records.report, self._look()
+        self._listed_at = self._world.now()
+        self._records.report = report
+        self._records.fence.known = report.mains
+        if before is None or self._essence(before) != self._essence(report):
+            self._world.wake("heartbeat")
+        return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
+
+    def _look(self) -> NodeReport:
+        record, node = self._lease.record, self._configuration.node_name
+        if record is None or not record.instance:
+            report: NodeReport = self._nodes.look([node])[node]
+        else:
+            report = self._nodes.query_own(Stamp(record.cluster, record.pair, record.instance))
+        return report
+
+    @staticmethod
+    def _essence(report: NodeReport) -> Tuple[Any, ...]:
+        """What the other controllers should learn of at once when it changes."""
+        return (report.state, report.gate, report.intent is None,
+                [process[:2] for process in report.mains])
+
+    def _tell_of_fencing(self) -> None:
+        sentences = self._records.fence.sentences
+        while sentences:
+            sentence = sentences.popleft()
+            self._log.error(sentence)
+            self._records.note_fencing(sentence)
+            record = self._lease.record
+            self._records.post(HistoryEvent(
+                self._world.utc_text(), self._configuration.node_name,
+                record.term if record else 0, record.move if record else 0, sentence))
+
+    def _guard(self) -> None:
+        """End a scheduler that may not run here: first listed, then the record read, then ended."""
+        report, record = self._records.report, self._lease.record
+        if report is None or record is None or not self._is_forbidden(report, record):
+            self._asked = {}
+            return
+        now = self._world.now()
+        for main in report.mains:
+            key = (main.pid, main.start)
+            late = now - self._asked.setdefault(key, now) >= self._configuration.fence_grace_time
+            self._log.warning(
+                "guarding this node: no scheduler may run here in term %s, so pid %d is ended (%s)",
+                record.pair, main.pid, "SIGKILL" if late else "SIGTERM")
+            self._world.signal_process(
+                LocalProcess(main.pid, main.start, main.parent, main.session, main.uid, ()),
+                signal.SIGKILL if late else signal.SIGTERM)
+
+    def _is_forbidden(self, report: NodeReport, record: ClusterRecord) -> bool:
+        """Whether the record, read after the list was made, surely allows no scheduler here."""
+        return bool(
+            report.mains and record.assigned and not record.paused and not self._lease.fell_back
+            and self._configuration.node_name not in record.possible_nodes
+            and self._lease.read_at > self._listed_at
+            and report.gate and report.gate.cluster == record.cluster
+            and report.gate.pair <= record.pair
+            and self._lease.changed_within(self._configuration.heartbeat_timeout))
+
+
+def why_no_promise(world: World, configuration: Any) -> str:
+    """Why this node's controller could not keep a promise to fence itself, or ''.
+
+    It must be allowed to signal the scheduler, and nothing else may bring that back.
+    """
+    uid = world.user_id(configuration.scheduler_user)
+    if uid is None:
+        return "there is no user {} here (scheduler_user)".format(configuration.scheduler_user)
+    own = world.user_id("")
+    if own not in (0, uid):
+        return "asfc works as another user than the scheduler's ({}) and can't signal it".format(
+            configuration.scheduler_user)
+    unit = systemd_unit(configuration.airflow_scheduler_start_command)
+    if not unit:
+        return ""
+    result = world.run([Command(("systemctl", "show", unit, "-p", "Restart", "-p",
+                                 "UnitFileState"), configuration.query_timeout)])[0]
+    shown = dict(line.partition("=")[::2] for line in result.stdout.split("\n"))
+    if result.status != 0 or "Restart" not in shown:
+        return "systemctl does not tell whether {} is restarted or enabled".format(unit)
+    if shown["Restart"] != "no":
+        return "its unit {} has Restart={}: systemd would bring it back".format(
+            unit, shown["Restart"])
+    if shown.get("UnitFileState", "").startswith("enabled"):
+        return "its unit {} is enabled: systemd would start it at boot".format(unit)
+    return ""
+
+
+def systemd_unit(command: str) -> str:
+    """The unit that a start command starts by systemctl; '' when it does something else."""
+    match = re.search(r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command)
+    return match.group(1) if match else ""
+
+
+###############################################################################
 # Decision ####################################################################
 ###############################################################################
 
@@ -3687,6 +4596,27 @@ class Attempt(NamedTuple):
     seen_at: Optional[float] = None   # when the process was first seen alive
 
 
+class NodeFacts(NamedTuple):
+    """What is known of a node beside its answer, all by the asker's own clock."""
+    version: Optional[int] = None        # of its record; None: it never wrote one
+    promise_s: Optional[float] = None    # F, as its record promises; None: no promise
+    record_age_s: float = 0.0            # since its record was seen to change
+    silent_s: float = 0.0                # since its last sign of life: an answer, a changed record
+    unanswered: int = 0                  # queries since then that had no answer, r apart
+    asked_in_move: bool = False          # the last of them carried the pair of this move
+    job_moves: bool = False              # its scheduler's heartbeat in Airflow's table moves
+    fence_failed: bool = False           # fence_command was tried lately and did not succeed
+
+    def silence_left_s(self) -> Optional[float]:
+        """How long its silence has to last yet until it proves something; None: for ever."""
+        if self.promise_s is None or self.job_moves:
+            return None
+        return max(0.0, silence_s(self.promise_s) - self.silent_s)
+
+
+NO_FACTS = NodeFacts()
+
+
 class Observation(NamedTuple):
     """All that a decision is made from. Saved, it is a test case."""
     now: float
@@ -3697,26 +4627,81 @@ class Observation(NamedTuple):
     health: HealthSign = NO_HEALTH_SIGN
     alive_s: float = 0.0               # how long the main process now running has been seen
     cleaned: FrozenSet[str] = frozenset()   # nodes whose remnants were stopped in this move
+    facts: Mapping[str, NodeFacts] = {}
+    fell_back: bool = False            # the metadata is older than what was read before
+    raises: int = 0                    # how often the term was raised above a gate in this reign
 
     def proven_stopped(self, node: str) -> bool:
-        """Whether the node proved, with its gate at our pair, that none runs or can still start.
+        """Whether it is proved that none runs or can still start on the node.
 
-        The pair is new with every change of the possible nodes, so such an answer is younger than
-        the write it is needed for.
+        An answer, or the node's own record, has to come with its gate at our pair. The pair is new
+        with every change of the possible nodes, so such an answer is younger than the write it is
+        needed for.
         """
+        return self.says_stopped(node) or bool(self.vouch(node)) or self.is_silent(node)
+
+    def says_stopped(self, node: str) -> bool:
+        """Whether the node itself says so, by an answer or by its controller's fresh record."""
         report = self.reports.get(node)
         return bool(report and report.state == STOPPED and report.answered and not report.refused
                     and not report.intent and report.gate
                     and report.gate.pair == self.record.pair
                     and report.gate.instance == self.instance)
 
+    def answers(self, node: str) -> bool:
+        """Whether the node can be given orders."""
+        report = self.reports.get(node)
+        return bool(report and report.answered and not report.by_record)
+
+    def is_silent(self, node: str) -> bool:
+        """Whether its silence proves that it has fenced itself, as its record promises."""
+        report, facts = self.reports.get(node), self.facts.get(node, NO_FACTS)
+        return bool(report and not report.answered and facts.silence_left_s() == 0.0
+                    and facts.unanswered >= 2 and facts.asked_in_move)
+
+    def may_be_left(self, node: str) -> bool:
+        """Whether a move away from the node may begin; its last query follows the first write."""
+        report, facts = self.reports.get(node), self.facts.get(node, NO_FACTS)
+        return bool(self.vouch(node) or report and not report.answered
+                    and facts.silence_left_s() == 0.0 and facts.unanswered >= 1)
+
+    def vouch(self, node: str) -> Optional[Vouch]:
+        """The word that the node is off; one that was seen again since then is not."""
+        report = self.reports.get(node)
+        if report and report.answered:
+            return None
+        version = self.facts.get(node, NO_FACTS).version
+        found = [vouch for vouch in self.record.vouched
+                 if vouch.node == node and vouch.version == version]
+        return found[0] if found else None
+
+    def takes_starts(self, node: str) -> bool:
+        """Whether the node's script would run a start: a promise that has lapsed forbids it."""
+        facts = self.facts.get(node, NO_FACTS)
+        return facts.promise_s is None or facts.record_age_s < facts.promise_s / 2
+
     def runs_on(self, node: str) -> bool:
         report = self.reports.get(node)
         return bool(report and report.state == RUNNING and not report.refused)
 
     def reason(self, node: str) -> str:
-        report = self.reports.get(node)
-        return "{}: {}".format(node, report.reason if report else "was not asked")
+        """What is known of the node and why, for the sentences."""
+        report, facts, vouch = self.reports.get(node), self.facts.get(node), self.vouch(node)
+        words = report.reason if report else "was not asked"
+        if vouch:
+            words = vouch.by
+        elif facts and report and not report.answered:
+            words += "; " + self._silence(facts)
+        return "{}: {}".format(node, words)
+
+    @staticmethod
+    def _silence(facts: NodeFacts) -> str:
+        if facts.job_moves:
+            return "its scheduler's heartbeat moves in Airflow's table"
+        if facts.promise_s is None:
+            return "it has made no promise to fence itself"
+        return "silent for {:.0f} s, and within {:.1f} s (x {:g}) it has fenced itself".format(
+            facts.silent_s, facts.promise_s, CLOCK_RATE_LIMIT)
 
 
 class ChangeRecord(NamedTuple):
@@ -3738,6 +4723,17 @@ class StopScheduler(NamedTuple):
     keep: Optional[Process] = None
 
 
+class FenceNode(NamedTuple):
+    """Run fence_command for a node that does not answer."""
+    node: str
+    why: str
+
+
+class RaiseTerm(NamedTuple):
+    """Take a term above what the nodes have heard of; every known node becomes possible."""
+    above: Pair
+
+
 class Decision(NamedTuple):
     """One sentence that says what is done and why, and the actions, done in order."""
     sentence: str
@@ -3749,13 +4745,45 @@ class Decision(NamedTuple):
 
 def decide(observation: Observation, configuration: Any) -> Decision:
     """What the active controller does now. A pure function: no clock, no I/O, no memory."""
-    for rule in (admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
-                 end_starts_that_failed, wait_for_unknown_nodes, judge_dead_attempt,
-                 stop_remnants, choose_another_node):
+    for rule in (raise_term_above_what_nodes_heard, do_nothing_while_paused,
+                 admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
+                 end_starts_that_failed, leave_a_silent_node, fence_an_unknown_node,
+                 wait_for_unknown_nodes, judge_dead_attempt, stop_remnants, choose_another_node):
         decision = rule(observation, configuration)
         if decision:
             return decision
     return start_scheduler(observation, configuration)
+
+
+# -- before all
+
+
+def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """A gate ahead of the metadata means that the metadata is old: restored from a backup.
+
+    At most as often in a reign as there are nodes: two clusters' controllers would go on for ever.
+    """
+    record = seen.record
+    ahead = {node: report.gate for node, report in sorted(seen.reports.items())
+             if report.refused and report.gate and report.gate.cluster == record.cluster
+             and report.gate.node == node and report.gate.pair >= record.pair}
+    if not ahead and not seen.fell_back or seen.raises > len(seen.reports):
+        return None
+    above = max([record.pair] + [gate.pair for gate in ahead.values() if gate])
+    who = " and ".join("{} has heard of {}".format(node, gate.pair)
+                       for node, gate in ahead.items() if gate) or "it has fallen back"
+    return Decision("the metadata (term {}) is older than the cluster: {}. Was it restored from a "
+                    "backup? Every node becomes possible".format(record.pair, who),
+                    (RaiseTerm(above),), 0.0)
+
+
+def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Paused: heartbeats go on, and nothing is started, stopped or fenced."""
+    if not seen.record.paused:
+        return None
+    running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
+    return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
+        seen.record.paused, ", ".join(running) or "no node that is known"))
 
 
 # -- a scheduler runs somewhere
@@ -3770,7 +4798,7 @@ def admit_schedulers_seen_elsewhere(seen: Observation, configuration: Any) -> Op
         return None
     return Decision("a scheduler was found on {}, where none was expected: it is a possible node "
                     "now".format(", ".join(strangers)),
-                    (ChangeRecord({"possible_nodes": strangers + possible}),), 0.0)
+                    (ChangeRecord({"possible_nodes": strangers + possible}, new_move=True),), 0.0)
 
 
 def reduce_schedulers_on_one_node(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -3824,8 +4852,11 @@ def keep_the_active_one(seen: Observation, configuration: Any,
         return leftovers
     waiting = tuple(node for node in record.possible_nodes[:-1] if not seen.proven_stopped(node))
     if len(waiting) + 1 < len(record.possible_nodes):
-        return Decision("only {} can have a scheduler now".format(", ".join(waiting + (active,))),
-                        (ChangeRecord({"possible_nodes": waiting + (active,)}),), 0.0)
+        gone = [node for node in record.possible_nodes[:-1] if node not in waiting]
+        return Decision("only {} can have a scheduler now: {}".format(
+            ", ".join(waiting + (active,)), "; ".join(map(seen.reason, gone))),
+            (ChangeRecord({"possible_nodes": waiting + (active,),
+                           "vouched": kept_vouches(seen, waiting)}),), 0.0)
     if is_hung(seen, configuration):
         why = "it is hung: pid {} lives, but its heartbeat has stood at {} for {:.0f} s".format(
             seen.reports[active].mains[0].pid if seen.reports[active].mains else "?",
@@ -3902,10 +4933,39 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
     return None
 
 
+def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """The first step of a move away from a node that will not answer any more."""
+    assigned = seen.record.active_scheduler_node
+    if assigned is None or seen.says_stopped(assigned) or not seen.may_be_left(assigned):
+        return None
+    if configuration.fence_command and not seen.vouch(assigned) \
+            and not seen.facts.get(assigned, NO_FACTS).fence_failed:
+        return None  # that goes first: it is worth more than silence
+    chosen = choose_node(seen, configuration, seen.record.failed)
+    return move_to(seen, chosen, {}) if chosen else None
+
+
+def fence_an_unknown_node(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Switch a node off that gave no sign of life for h, so another may have the scheduler."""
+    if not configuration.fence_command:
+        return None
+    for node in seen.record.possible_nodes:
+        report, facts = seen.reports.get(node), seen.facts.get(node, NO_FACTS)
+        if report is None or report.answered or seen.vouch(node) or facts.fence_failed:
+            continue
+        if facts.silent_s >= configuration.heartbeat_timeout and facts.unanswered >= 2 \
+                and not facts.job_moves:
+            why = "no sign of life from it for {:.0f} s".format(facts.silent_s)
+            return Decision("fencing {} by fence_command: {}".format(node, why),
+                            (FenceNode(node, why),), 0.0)
+    return None
+
+
 def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[Decision]:
     """While a possible node is unknown, a scheduler may run there: nothing is started anywhere."""
     record = seen.record
-    unknown = [node for node in record.possible_nodes if not seen.proven_stopped(node)]
+    unknown = [node for node in record.possible_nodes
+               if not seen.proven_stopped(node) or waits_for_fence_command(seen, node, configuration)]
     if not unknown:
         return None
     reports = [seen.reports[node] for node in unknown if node in seen.reports]
@@ -3913,15 +4973,46 @@ def wait_for_unknown_nodes(seen: Observation, configuration: Any) -> Optional[De
         return Decision("starting: {}".format("; ".join(map(seen.reason, unknown))),
                         again_s=configuration.retry_interval_s)
     reasons = "; ".join(map(seen.reason, unknown))
+    again_s = silence_ends_s(seen, unknown, configuration)
+    if again_s is not None:
+        return Decision("waiting until {} {} been silent for long enough, then the scheduler is "
+                        "started elsewhere: {}".format(
+                            ", ".join(unknown), "has" if len(unknown) == 1 else "have", reasons),
+                        again_s=again_s)
     if all(report.refused for report in reports):
         remedy = ("The metadata here is older than what the nodes have heard: was it restored from "
                   "a backup, or do not all controllers share one database (sql_alchemy_conn)?")
     else:
-        remedy = ("Bring {} back; or stop all controllers, take {} out of "
-                  "scheduler_nodes_in_cluster everywhere and run clear_metadata".format(
-                      ", ".join(unknown), "it" if len(unknown) == 1 else "them"))
+        remedy = ("Bring {0} back; or, when {1} switched off for certain, say so: {2}".format(
+            ", ".join(unknown), "it is" if len(unknown) == 1 else "they are",
+            "; ".join("asfc.py confirm_dead " + node for node in unknown)))
     return Decision("waiting: a scheduler may run on {}, so none is started. {} -- {}".format(
         ", ".join(unknown), reasons, remedy), healthy=False)
+
+
+def waits_for_fence_command(seen: Observation, node: str, configuration: Any) -> bool:
+    """Whether silence alone does not count yet, for fence_command has not had its try."""
+    return bool(configuration.fence_command and not seen.says_stopped(node)
+                and not seen.vouch(node) and not seen.facts.get(node, NO_FACTS).fence_failed)
+
+
+def silence_ends_s(seen: Observation, nodes: Iterable[str],
+                   configuration: Any) -> Optional[float]:
+    """When the last of the nodes will have been silent for long enough; None: one never will.
+
+    What is lacking then is a query without an answer: r apart they are sent.
+    """
+    longest = 0.0
+    for node in nodes:
+        report, facts = seen.reports.get(node), seen.facts.get(node, NO_FACTS)
+        left_s = facts.silence_left_s()
+        if report is None or report.answered or left_s is None:
+            return None
+        if waits_for_fence_command(seen, node, configuration):
+            left_s = min(left_s, max(0.0, configuration.heartbeat_timeout - facts.silent_s))
+        longest = max(longest, left_s)
+    pause_s = configuration.poll_frequency if longest > 0 else configuration.retry_interval_s
+    return min(longest or pause_s, pause_s)
 
 
 def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -3975,25 +5066,36 @@ def choose_another_node(seen: Observation, configuration: Any) -> Optional[Decis
     if chosen == assigned:
         return Decision("{} is tried again".format(chosen), (ChangeRecord(fields),), 0.0) \
             if fields else None
+    return move_to(seen, chosen, fields)
+
+
+def move_to(seen: Observation, chosen: str, fields: Mapping[str, Any]) -> Decision:
+    """Make the chosen node the last possible one, in a new move; proof is asked for after that."""
+    record = seen.record
+    assigned = record.active_scheduler_node
     others = tuple(node for node in record.possible_nodes if node != chosen)
-    fields.update(possible_nodes=others + (chosen,), assigned=True, started=False)
+    changed = dict(fields, possible_nodes=others + (chosen,), assigned=True, started=False)
     return Decision("moving the scheduler to {}{}".format(
-        chosen, " from {}".format(assigned) if assigned else ""),
-        (ChangeRecord(fields, new_move=True),), 0.0)
+        chosen, " from {}".format(seen.reason(assigned)) if assigned else ""),
+        (ChangeRecord(changed, new_move=True),), 0.0)
 
 
 def choose_node(seen: Observation, configuration: Any,
                 failed: Sequence[FailedNode]) -> Optional[str]:
     """The assigned node if it may be tried, else the next in the list's order that answers.
 
-    When only failed nodes are left, the one whose time is over first.
+    One that promises to fence itself goes before one that does not. When only failed nodes are
+    left, the one whose time is over first.
     """
     assigned = seen.record.active_scheduler_node
     names = list(configuration.scheduler_nodes_in_cluster)
     if assigned in names:
         place = names.index(assigned)
         names = names[place:] + names[:place]
-    candidates = [node for node in names if seen.proven_stopped(node)]
+    candidates = [node for node in names if seen.answers(node) and seen.says_stopped(node)
+                  and seen.takes_starts(node)]
+    candidates.sort(key=lambda node: node != assigned and seen.facts.get(
+        node, NO_FACTS).promise_s is None)
     until = {node.node: node.until_s for node in failed if node.until_s > seen.record.clock_s}
     fresh = [node for node in candidates if node not in until]
     if fresh or not candidates:
@@ -4008,13 +5110,19 @@ def start_scheduler(seen: Observation, configuration: Any) -> Decision:
     proof = "; ".join(map(seen.reason, record.possible_nodes))
     starts = (record.starts + (StartMade(node, record.clock_s),))[
         -max(20, configuration.scheduler_restart_budget):]
-    change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts},
-                          new_move=record.started)
+    change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts,
+                           "vouched": ()}, new_move=record.started)
     return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
                     (change, StartScheduler(node, proof)), 0.5)
 
 
 # -- helpers of the rules
+
+
+def kept_vouches(seen: Observation, nodes: Iterable[str]) -> Tuple[Vouch, ...]:
+    """The words for these nodes that still hold."""
+    found = [seen.vouch(node) for node in nodes]
+    return tuple(vouch for vouch in found if vouch)
 
 
 def in_list_order(nodes: Iterable[str], configuration: Any) -> List[str]:
@@ -4063,18 +5171,117 @@ def last_words(report: NodeReport) -> str:
 ###############################################################################
 
 
+class SignsOfLife:
+    """What the active controller has heard of each node, and since when it hears nothing.
+
+    A sign of life is an answer to anything that was sent, or a record that has changed.
+    """
+    FENCE_RETRY_S = 60.0   # a fence_command that failed is tried again after this
+
+    def __init__(self, world: World, configuration: Any, lease: Lease,
+                 records: NodeRecords) -> None:
+        self._world = world
+        self._configuration = configuration
+        self._lease = lease
+        self._records = records
+        self._began_at = world.now()
+        self._answered_at: Dict[str, float] = {}
+        self._unanswered: Dict[str, List[Tuple[float, Pair]]] = {}
+        self._fence_failed_at: Dict[str, float] = {}
+
+    def begin(self) -> None:
+        """A reign begins: what was asked in an earlier one does not count."""
+        self._began_at = self._world.now()
+        self._answered_at, self._unanswered, self._fence_failed_at = {}, {}, {}
+
+    def best_report(self, report: NodeReport, stamp: Stamp) -> NodeReport:
+        """Note a node's answer; where there is none its own fresh record speaks for it."""
+        node, now = report.node, self._world.now()
+        if report.answered:
+            self._answered_at[node] = now
+            self._unanswered.pop(node, None)
+            return self._check_directory(report)
+        asked = self._unanswered.setdefault(node, [])
+        if not asked or report.asked_at - asked[-1][0] >= self._configuration.retry_interval_s \
+                or stamp.pair != asked[-1][1]:
+            asked.append((report.asked_at, stamp.pair))
+        return self._by_record(report) or report
+
+    def _check_directory(self, report: NodeReport) -> NodeReport:
+        """An answer from another state directory than its controller's has another gate."""
+        view = self._records.views.get(report.node)
+        if view is None or not self._is_fresh(view) or report.directory == view.record.state_dir_id:
+            return report
+        return report._replace(state=UNKNOWN, reason=(
+            "its state directory, as a login by ssh finds it, is not its own controller's ({}): do "
+            "both have the same home directory?".format(view.record.state_dir)))
+
+    def _is_fresh(self, view: NodeView) -> bool:
+        configuration = self._configuration
+        age_s = self._world.now() - view.changed_at
+        return view.trusted and age_s <= (configuration.heartbeat_interval_s + RETRY_INTERVAL_S
+                                          + configuration.metadata_limit_s)
+
+    def _by_record(self, report: NodeReport) -> Optional[NodeReport]:
+        view = self._records.views.get(report.node)
+        if view is None or not self._is_fresh(view) or view.record.state == UNKNOWN:
+            return None
+        record = view.record
+        return NodeReport(
+            report.node, record.state, "its own controller says: {} ({})".format(
+                record.reason, report.reason), answered=True, by_record=True, gate=record.gate,
+            mains=record.mains, asked_at=report.asked_at)
+
+    def facts(self, node: str, pair: Pair) -> NodeFacts:
+        """What is known of a node beside its answer, in the move of this pair."""
+        now, view = self._world.now(), self._records.views.get(node)
+        life_at = max(self._answered_at.get(node, self._began_at if view is None else 0.0),
+                      view.changed_at if view else 0.0)
+        # Silence ends with the last read: what was written since then is not known.
+        silent_s = min(now, self._lease.read_at) - life_at
+        asked = [one for one in self._unanswered.get(node, []) if one[0] >= life_at]
+        spread_s = asked[-1][0] - asked[0][0] if asked else 0.0
+        unanswered = min(len(asked), 1 if spread_s < self._configuration.retry_interval_s else 2)
+        failed_at = self._fence_failed_at.get(node)
+        return NodeFacts(
+            view.version if view else None,
+            view.record.promise_s if view and view.trusted else None,
+            now - view.changed_at if view else 0.0, silent_s, unanswered,
+            bool(asked and asked[-1][1] == pair), False,
+            failed_at is not None and now - failed_at < self.FENCE_RETRY_S)
+
+    def fence_failed(self, node: str) -> None:
+        self._fence_failed_at[node] = self._world.now()
+
+    def is_cut_off(self) -> bool:
+        """Whether no node answered for h, this one included, while other nodes' records move."""
+        now, own = self._world.now(), self._configuration.node_name
+        limit_s = self._configuration.heartbeat_timeout
+        last = max([self._began_at] + list(self._answered_at.values()))
+        moving = any(now - view.changed_at < limit_s for node, view in self._records.views.items()
+                     if node != own)
+        return moving and now - last >= limit_s
+
+
 class FailoverController:
     """One node's controller. Each turn observes, decides, acts and records, in this order.
 
-    The heartbeat, the turns, the health page and the mails have loops of their own. Each is a step
-    that returns the seconds after which it wants to be called next.
+    The heartbeat, the turns, the fence, the look at the own node, the health page and the mails
+    have loops of their own. Each is a step that returns the seconds after which it wants to be
+    called next.
     """
     MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
     SLACK_S = 2.0             # for the turn's own work, beside what it waits for
 
     def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, lock_id: str,
-                 own_gate: Callable[[], Optional[Gate]], log: Any) -> None:
+                 own_gate: Callable[[], Optional[Gate]], log: Any, no_promise: str = "") -> None:
         self.lease = Lease(world, configuration, metadata, lock_id, own_gate, log)
+        uid = world.user_id(configuration.scheduler_user)
+        self.fence = SelfFence(world, configuration, -1 if uid is None else uid)
+        self.records = NodeRecords(world, configuration, self.lease.instance, lock_id, self.fence,
+                                   no_promise, log)
+        self.lease.nodes = self.records
+        self.own_node = OwnNode(world, configuration, nodes, self.lease, self.records, log)
         self.health = HealthWatch(world, configuration, log)
         self.alerts = Alerts(world, configuration, log)
         self.fatal: Optional[AsfcError] = None
@@ -4094,12 +5301,18 @@ class FailoverController:
         self._failed_rounds = 0
         self._alerted = False
         self._last_check = ""                # the last words of checks and starts, for alerts
+        self._life = SignsOfLife(world, configuration, self.lease, self.records)
+        self._raises = 0                     # of the term, in this reign
+        self._reports: Dict[str, NodeReport] = {}
+        self._runs = False                   # whether the scheduler ran at the last turn
+        self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
 
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
         self._world.run_loops({
-            "heartbeat": self._guarded(self.lease.beat), "turn": self._guarded(self.turn),
+            "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
+            "fence": self._guarded(self.fence.step), "node": self._guarded(self.own_node.step),
             "health": self._guarded(self.health.step), "alerts": self._guarded(self.alerts.step)},
             awaited=("heartbeat", "turn"))
         if self.fatal:
@@ -4154,14 +5367,25 @@ class FailoverController:
         return again_s
 
     def _end(self) -> None:
+        """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
-        self.lease.release()
         self.health.ended = self.alerts.ended = True
-        for loop in ("heartbeat", "health", "alerts"):
+        self.lease.leave()
+        for loop in ("health", "alerts"):
             self._world.wake(loop)
+
+    def _beat(self) -> Optional[float]:
+        """The heartbeat; when it has ended in order, the fence and the node's loop end, too."""
+        again_s = self.lease.beat()
+        if again_s is None:
+            self.fence.ended = self.own_node.ended = True
+            self._world.wake("fence")
+            self._world.wake("node")
+        return again_s
 
     def _turn_on_standby(self) -> Optional[float]:
         self._was_active, self._attempt, self._failed_rounds = False, None, 0
+        self._runs, self._raises = False, 0
         record = self.lease.record
         if record is None:
             self._tell("standby: the metadata is not known yet")
@@ -4179,10 +5403,16 @@ class FailoverController:
         seen = self._observe()
         if not self.lease.may_act() or seen is None:
             return 0.0
+        if self._life.is_cut_off():
+            self._stand_back()
+            return None
+        self._note_whether_it_runs(seen)
         decision = decide(seen, self._configuration)
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
         self._count_round(decision, seen)
+        if decision.attempt_over == "failed":
+            self._post(decision.sentence)
         attempt = self._attempt
         for action in decision.actions:
             if not self._perform(action, seen):
@@ -4197,6 +5427,8 @@ class FailoverController:
             return
         record = self.lease.record
         self._was_active, self._attempt, self._cleaned = True, None, set()
+        self._life.begin()
+        self._post("active failover node", why=self.lease.reason)
         self._home = record.active_scheduler_node if record and record.started else None
         if record and self.lease.succeeded:
             self.alerts.post(
@@ -4218,11 +5450,36 @@ class FailoverController:
                                                          reports[name].reason) for name in names)
         self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
         self._warn_of_other_users(reports)
+        known = {name: self._life.best_report(reports[name], stamp) for name in names}
+        self._reports = known
         now, node = self._world.now(), record.active_scheduler_node
-        alive_s = self._follow_process(now, node, reports.get(node or ""))
+        alive_s = self._follow_process(now, node, known.get(node or ""))
+        facts = {name: self._life.facts(name, stamp.pair) for name in names}
         return Observation(
-            now, record, self.lease.instance, reports, self._attempt, self.health.sign(), alive_s,
-            frozenset(name for name, pair in self._cleaned if pair == record.pair))
+            now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
+            self._attempt, self.health.sign(), alive_s,
+            frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
+            self.lease.fell_back, self._raises)
+
+    def _stand_back(self) -> None:
+        """No node answers, not even the own one, and the others live: leave the lease to them."""
+        stand_back_s = 2 * self._configuration.heartbeat_timeout
+        self._tell("no node answers me, while the others' records move: I give the lease up and "
+                   "stand back for {:.0f} s".format(stand_back_s), logging.ERROR)
+        self._post("gave the lease up", why="no node answers, while the others' records move")
+        self.lease.release(stand_back_s)
+
+    def _note_whether_it_runs(self, seen: Observation) -> None:
+        """Keep the time when the scheduler was last seen, and tell of the time without one."""
+        node = seen.record.active_scheduler_node
+        runs = bool(node and seen.record.started and seen.runs_on(node))
+        if runs and not self._runs:
+            since = seen.record.alive_at_s
+            without_s = None if since is None else round(seen.record.clock_s - since, 1)
+            self._post("the scheduler runs on {}".format(node), without_scheduler_s=without_s)
+        if runs:
+            self.lease.scheduler_runs()
+        self._runs = runs
 
     def _warn_of_other_users(self, reports: Mapping[str, NodeReport]) -> None:
         """Name each scheduler of another user once: it is neither counted nor stopped."""
@@ -4257,11 +5514,57 @@ class FailoverController:
             self._log.warning("not done, the lease is not mine any more, or not confirmed: %s",
                               action)
             return False
+        if record.paused:
+            return False
         if isinstance(action, ChangeRecord):
             return self._change_record(action, seen.record)
+        if isinstance(action, RaiseTerm):
+            return self._raise_term(action)
+        if isinstance(action, FenceNode):
+            return self._fence_node(action, record)
         if isinstance(action, StartScheduler):
             return record.possible_nodes == (action.node,) and self._start(action, stamp)
         return self._stop(action, stamp)
+
+    def _raise_term(self, action: RaiseTerm) -> bool:
+        try:
+            self._raises += 1
+            self._attempt, self._cleaned = None, set()
+            won = self.lease.raise_term(action.above)
+        except MetadataError as error:
+            self._log.warning("the term could not be raised: %s", error)
+            return False
+        if won:
+            self._post("the metadata was restored: the term was raised",
+                       why="a pair above {} was known".format(action.above))
+        return won
+
+    def _fence_node(self, action: FenceNode, record: ClusterRecord) -> bool:
+        """Run fence_command; its success is written down, for it holds until the node is seen."""
+        configuration, node = self._configuration, action.node
+        self.lease.expect_work(configuration.fence_timeout + self.SLACK_S)
+        result = self._world.run([Command(
+            ("sh", "-c", configuration.fence_command), configuration.fence_timeout,
+            environment={"ASFC_NODE": node, "ASFC_CLUSTER": record.cluster,
+                         "ASFC_TERM": str(record.term)})])[0]
+        if result.status != 0:
+            words = (result.stderr.strip() or result.stdout.strip()).split("\n")[-1][:200]
+            self._life.fence_failed(node)
+            self._tell("fence_command for {} failed, so nothing is known of it: {} {}".format(
+                node, result.problem or "exit status {}".format(result.status), words),
+                logging.ERROR)
+            self._post("fence_command for {} failed".format(node), why=action.why)
+            return True
+        version = self._life.facts(node, record.pair).version
+        vouch = Vouch(node, version, "fence_command on {} has switched it off, term {}".format(
+            configuration.node_name, record.pair))
+        self._post("fenced {} by fence_command".format(node), why=action.why)
+        try:
+            return self.lease.update(lambda now: now._replace(vouched=tuple(
+                one for one in now.vouched if one.node != node) + (vouch,)))
+        except MetadataError as error:
+            self._log.warning("the success of fence_command could not be written: %s", error)
+            return False
 
     def _change_record(self, action: ChangeRecord, seen: ClusterRecord) -> bool:
         def change(record: ClusterRecord) -> Optional[ClusterRecord]:
@@ -4269,16 +5572,21 @@ class FailoverController:
                 return None  # decided on another record: look again
             return record._replace(move=record.move + int(action.new_move), **action.fields)
         try:
-            return self.lease.update(change)
+            won = self.lease.update(change)
         except MetadataError as error:
             self._log.warning("the cluster record could not be written, nothing is done: %s", error)
             return False
+        if won and set(action.fields.get("possible_nodes", seen.possible_nodes)) \
+                != set(seen.possible_nodes) or action.new_move:
+            self._post(self._sentence)
+        return won
 
     def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
         self._attempt = Attempt(action.node, stamp.pair, self._world.now(),
                                 self.health.sign().heartbeat)
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
+        self._post("starting the scheduler on " + action.node, proof=action.proof)
         report = self._nodes.start(action.node, stamp)
         if report.refused:
             self._attempt = self._attempt._replace(refused=True)
@@ -4289,7 +5597,10 @@ class FailoverController:
         self.lease.expect_work(self._configuration.stop_timeout_s
                                + self._configuration.query_timeout + self.SLACK_S)
         report = self._nodes.stop(action.node, stamp, action.keep)
-        self._cleaned.add((action.node, stamp.pair))
+        if report.answered:  # else its remnants, if there are any, have to be tried again
+            self._cleaned.add((action.node, stamp.pair))
+        self._post("stopped the scheduler on " + action.node, why=action.why,
+                   proof=report.done or report.reason)
         self._tell_answer("stop", stamp.pair, report)
         return report.answered
 
@@ -4300,6 +5611,14 @@ class FailoverController:
         self._last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
 
     # -- telling people
+
+    def _post(self, what: str, why: str = "", proof: str = "",
+              without_scheduler_s: Optional[float] = None) -> None:
+        """Write an event into the history, with the next heartbeat."""
+        record = self.lease.record
+        self.records.post(HistoryEvent(
+            self._world.utc_text(), self._configuration.node_name, record.term if record else 0,
+            record.move if record else 0, what, why, proof, without_scheduler_s))
 
     def _tell(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""

@@ -4123,7 +4123,10 @@ def settings(**changes):
         scheduler_restart_window=600.0, scheduler_restart_sleep_time=35.0, health_threshold_s=30.0,
         health_urls=(), health_page_verify_tls=True, retry_count_before_alerting=5,
         alert_to_email=("ops@example.org",), alert_email_subject="no scheduler", smtp=None,
-        logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc")
+        logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc",
+        state_dir_here="/home/airflow/.asfc", on_metadata_loss="stop", fence_grace_time=5.0,
+        fence_command="", fence_timeout=60.0, promise_s=29.5, scheduler_user="",
+        airflow_scheduler_start_command="", airflow_scheduler_stop_command="")
     for name, value in changes.items():
         setattr(found, name, value)
     return found
@@ -4274,10 +4277,10 @@ class LeaseTest(unittest.TestCase):
     def test_a_lease_that_was_given_up_is_taken_at_once(self):
         holder, standby = self.active(), self.bench.lease("b")
         standby.beat()
-        holder.release()
+        holder.leave()
+        self.assertIsNone(holder.beat())
         standby.beat()
         self.assertTrue(standby.active)
-        self.assertIsNone(holder.beat())
 
     def test_a_cleared_record_is_taken_only_after_h_and_keeps_its_term(self):
         holder, standby = self.active(), self.bench.lease("b")
@@ -4329,7 +4332,7 @@ class LeaseTest(unittest.TestCase):
         self.assertFalse(lease.active)
         self.bench.fail = ""
         self.bench.time += 5
-        lease.beat()
+        lease._take_in(self.bench.read_all())
         self.assertTrue(lease.active)
         self.assertEqual(self.bench.cluster().term, 1)
         self.bench.fail = "before"
@@ -4425,7 +4428,7 @@ class LeaseTest(unittest.TestCase):
 
     def test_a_newer_format_is_never_overwritten(self):
         self.bench.put(asfc.ClusterRecord("c"))
-        text = self.bench.records["cluster"].value.replace('"format": 1', '"format": 2')
+        text = self.bench.records["cluster"].value.replace('"format": 2', '"format": 3')
         self.bench.records["cluster"] = asfc.Record(3, text)
         lease = self.bench.lease("a")
         for _ in range(50):
@@ -4585,7 +4588,7 @@ class DecisionTest(unittest.TestCase):
             observed("ab", {"a": "running", "b": "silent"}, started=False), "possible=ba new",
             "is the one"),
         "one is seen where none was expected": (
-            observed("a", {"a": "running", "c": "running"}), "possible=ca", "found on c"),
+            observed("a", {"a": "running", "c": "running"}), "possible=ca new", "found on c"),
         "one runs elsewhere while the active scheduler node is silent": (
             observed("ca", {"a": "silent", "c": "running"}), "stop c", "does not answer"),
         "one runs elsewhere and the active scheduler node has none": (
