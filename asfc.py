@@ -1453,13 +1453,14 @@ class Process(NamedTuple):
 class NodeReport(NamedTuple):
     """What is known of one node after it was asked: running, stopped, or unknown and why.
 
-    `gate` is None when the node did not answer, or answered a verb's query, which proves nothing.
+    `gate` is None when the node did not answer, or answered a verb's query, or its own controller
+    while another command held the lock: neither proves anything.
     """
     node: str
     state: str
     reason: str
     answered: bool = False               # the node's own script answered with our nonce
-    refused: str = ""                    # why its gate refused the command
+    refused: str = ""                    # why the node refused the command
     gate: Optional[Gate] = None
     intent: Optional[Intent] = None
     mains: Tuple[Process, ...] = ()      # main processes of schedulers, the one to keep first
@@ -1467,6 +1468,7 @@ class NodeReport(NamedTuple):
     foreign: Tuple[Process, ...] = ()    # schedulers of other users: told, never touched
     done: str = ""                       # what a start or a stop did, in words
     output: str = ""                     # the last lines that the start command wrote
+    directory: str = ""                  # the id of its state directory, from controller.lock
     asked_at: float = 0.0                # the asker's clock before the question was sent
     by_record: bool = False              # it gave no answer: this is what its own record says
 
@@ -2343,7 +2345,14 @@ def metadata_service(world: World, configuration: Any) -> MetadataService:
 # In the state directory: `gate` (highest pair, its instance, first cluster, first node name),
 # `gate.lock` (flock), `intent` (a start whose process was not seen yet), `main` (the main
 # processes seen), `start.out` (what the start command wrote). Each of one line, from the format
-# number to the word "end", so that half a file is never taken for a whole one.
+# number to the word "end", so that half a file is never taken for a whole one. Two are read only,
+# the node's own controller writes them: `controller.lock` (the directory's id) and `fence`
+# ("1 BOOT_ID HUNDREDTHS end": the deadline of the node's promise, by /proc/uptime in that boot;
+# without it nothing is promised).
+#
+# A controller that fences itself finds what would still start a scheduler by names: the script is
+# called asfc@NODE, the launcher of a start asfc-start@NODE, and the start command and all that it
+# starts have ASFC_NODE=NODE in their environment.
 
 # The judge of a process list. In: ps's lines (pid ppid pgid sid uid stat args), then "ps STATUS".
 # Out: a line each of main processes, targets (mains but the one to keep, and remnants), all that
@@ -2592,6 +2601,7 @@ proc=/proc
 newline='
 '
 timer= intent= mains= status= memory= command_list=
+unset ASFC_NODE    # only what a start command starts has it
 tell() { printf 'asfc %s %s\n' "$nonce" "$*"; }
 finish() {
     tell end
@@ -2676,6 +2686,28 @@ make_directory() {
             "set state_dir to a directory on a local one"
     { printf '' >>"$dir/gate.lock"; } 2>/dev/null || unknown "it can not write in $dir"
 }
+# Two nodes that tell one id share a state directory, which is an error.
+tell_directory() {
+    directory=
+    [ ! -f "$dir/controller.lock" ] || { read -r directory <"$dir/controller.lock"; } 2>/dev/null
+    case $directory in ''|*[!A-Za-z0-9_-]*) ;; *) tell directory "$directory";; esac
+}
+# The node's own controller must not wait long for the record it writes every few seconds. So it
+# gives lock_wait, in hundredths of a second; false when the lock was held for so long.
+take_lock() {
+    exec 9>>"$dir/gate.lock"
+    if [ -z "$lock_wait" ]; then
+        flock -x 9 || unknown "it can not lock $dir/gate.lock"
+        return
+    fi
+    look_at_clock
+    until_then=$((now + lock_wait))
+    until flock -n -x 9; do
+        [ "$now" -lt "$until_then" ] || return 1
+        nap
+        look_at_clock
+    done
+}
 
 # -- The gate
 
@@ -2710,6 +2742,21 @@ pass_gate() {
     # point: gate written
 }
 same_gate() { load gate && [ "$record" = "1 $gate end" ]; }
+
+# -- The promise
+
+# False when this node promised that no scheduler runs on it any longer by now.
+promise_holds() {
+    load fence || broken fence
+    [ "$record" ] || return 0
+    set -- $record
+    [ $# = 4 ] && number "$3" || broken fence
+    look_at_clock
+    [ "$2" = "$boot" ] && [ "$now" -lt "$3" ]
+}
+refuse_without_promise() {
+    refuse "the promise of node $node has run out: its controller has to renew it first"
+}
 
 # -- The intent
 
@@ -2877,14 +2924,22 @@ intent_from() {
     begun=$now ended=- intent=open
     store_intent - || return 1
     # point: intent written
-    same_gate
+    same_gate || return 1
+    promise_holds || abandon_start "$2"
+    # point: last test passed
+}
+# The lock and the gate are ours, so the intent is too: no word to go, and it can be closed.
+abandon_start() {
+    [ "$terminal" ] || { exec 8>&-; kill -KILL "$1" && wait "$1"; } 2>/dev/null
+    close_intent
+    refuse_without_promise
 }
 start_detached() {
     rm -f "$dir/go" && mkfifo -m 600 "$dir/go" || unknown "it can not write in $dir"
     exec 8<>"$dir/go"
     exec 7<"$dir/go"
     rm -f "$dir/go"
-    setsid sh -c "$launcher" asfc-start "$shell" -c "$command" \
+    ASFC_NODE=$node setsid sh -c "$launcher" "asfc-start@$node" "$shell" -c "$command" \
         <&7 7<&- 8>&- 9>&- >"$dir/start.out" 2>&1 &
     child=$!
     exec 7<&-
@@ -2906,12 +2961,13 @@ start_on_terminal() {
     tell_all
     tell end
     exec 9>&-
-    "$shell" -c "$command" </dev/null >"$dir/start.out" 2>&1
+    ASFC_NODE=$node "$shell" -c "$command" </dev/null >"$dir/start.out" 2>&1
     kill -KILL "-$timer" 2>/dev/null
     exit 0
 }
 start() {
     start_refused && { tell_all; finish; }
+    promise_holds || refuse_without_promise
     start_shell
     { printf '' >"$dir/start.out"; } 2>/dev/null || unknown "it can not write in $dir"
     report= mains=
@@ -3033,6 +3089,9 @@ look() {
     elif ! local_directory "$above"; then
         tell lacks "the state directory $dir is on a network file system there ($file_system)"
     fi
+    tell_unlocked
+}
+tell_unlocked() {
     [ ! -r "$dir" ] || { load_intent; load_memory; }
     list
     ask_status
@@ -3050,13 +3109,17 @@ fi
 tell node "$node"
 read -r boot </proc/sys/kernel/random/boot_id
 find_directory
+tell_directory
 find_user
 find_login_shell
 [ "$verb" != look ] || look
 ! lacking || unknown "its PATH has no$lacks (packages: procps, coreutils, util-linux)"
 make_directory
-exec 9>>"$dir/gate.lock"
-flock -x 9 || unknown "it can not lock $dir/gate.lock"
+if ! take_lock; then
+    tell held "another command holds its lock"
+    exec 9>&-
+    tell_unlocked
+fi
 # point: locked
 pass_gate
 load_intent
@@ -3086,8 +3149,8 @@ def script_for(parameters: Mapping[str, str]) -> str:
     return "\n".join(assignments) + "\n" + _stripped(NODE_SCRIPT)
 
 
-def script_words(script: str) -> Tuple[str, ...]:
-    """The words of a command line that runs a script: sh, and the script as base64.
+def script_words(script: str, node: str) -> Tuple[str, ...]:
+    """The words of a command line that runs a script on a node: sh, and the script as base64.
 
     Base64 in short words passes unharmed through every login shell (csh limits a word's length,
     and newlines and quotes differ among them); nothing is read from stdin, for a terminal
@@ -3095,7 +3158,7 @@ def script_words(script: str) -> Tuple[str, ...]:
     """
     encoded = base64.b64encode(script.encode("utf-8")).decode("ascii")
     chunks = [encoded[at:at + 400] for at in range(0, len(encoded), 400)]
-    return ("sh", "-c", 'eval "$(printf %s "$@" | base64 -d)"', "asfc") + tuple(chunks)
+    return ("sh", "-c", 'eval "$(printf %s "$@" | base64 -d)"', "asfc@" + node) + tuple(chunks)
 
 
 ###############################################################################
@@ -3110,6 +3173,7 @@ class NodeRequest(NamedTuple):
     node: str
     stamp: Optional[Stamp]    # None for a verb's look
     keep: Optional[Process]   # a stop spares this main process
+    own: bool = False         # a query of the node's own controller: it does not wait for the lock
 
 
 def _shell_path(path: str) -> str:
@@ -3219,7 +3283,7 @@ class Nodes:
         self.world = world
         self.configuration = configuration
 
-    # -- the four verbs
+    # -- the verbs
 
     def look(self, names: Iterable[str]) -> Dict[str, NodeReport]:
         """Ask all the nodes at the same time, changing and proving nothing."""
@@ -3228,6 +3292,11 @@ class Nodes:
     def query(self, names: Iterable[str], stamp: Stamp) -> Dict[str, NodeReport]:
         """Ask all the nodes at the same time; takes no longer than query_timeout."""
         return self._ask(names, "query", stamp)
+
+    def query_own(self, stamp: Stamp) -> NodeReport:
+        """Ask this host's node; while another command holds its lock, the report has no gate."""
+        name = self.configuration.node_name
+        return self._ask([name], "query", stamp, own=True)[name]
 
     def start(self, name: str, stamp: Stamp) -> NodeReport:
         """Have a node launch its scheduler, unless one runs or starts there.
@@ -3242,7 +3311,7 @@ class Nodes:
 
     def test_connection(self, names: Iterable[str]) -> Dict[str, Tuple[bool, str]]:
         """Whether each node can be asked and has what it needs, with a sentence for people."""
-        asked, requests, results = self._run(names, "look", None, None)
+        asked, requests, results = self._run(names, "look", None)
         verdicts = {}
         for name in asked:
             answer = name in results and parse_answer(results[name].stdout, requests[name].nonce)
@@ -3256,17 +3325,18 @@ class Nodes:
     # -- sending
 
     def _ask(self, names: Iterable[str], verb: str, stamp: Optional[Stamp],
-             keep: Optional[Process] = None) -> Dict[str, NodeReport]:
+             keep: Optional[Process] = None, own: bool = False) -> Dict[str, NodeReport]:
         asked_at = self.world.now()
-        asked, requests, results = self._run(names, verb, stamp, keep)
+        asked, requests, results = self._run(names, verb, stamp, keep, own)
         return {name: self._report(name, requests.get(name), results.get(name))
                 ._replace(asked_at=asked_at) for name in asked}
 
-    def _run(self, names: Iterable[str], verb: str, stamp: Optional[Stamp], keep: Optional[Process]
+    def _run(self, names: Iterable[str], verb: str, stamp: Optional[Stamp],
+             keep: Optional[Process] = None, own: bool = False
              ) -> Tuple[List[str], Dict[str, NodeRequest], Dict[str, CommandResult]]:
         """Send a request to each node that has a proper name; returns all names, in order."""
         asked = list(collections.OrderedDict.fromkeys(names))
-        requests = {name: NodeRequest(verb, self.world.random_id(), name, stamp, keep)
+        requests = {name: NodeRequest(verb, self.world.random_id(), name, stamp, keep, own)
                     for name in asked if self.NAME.match(name)}
         commands = [self.command(request) for request in requests.values()]
         return asked, requests, dict(zip(requests, self.world.run(commands)))
@@ -3275,7 +3345,8 @@ class Nodes:
         """The command line of a request: on this host the script itself, else through ssh."""
         terminal = self._is_remote(request.node) and self._operators_sudo(request.verb)
         timeout_s = self._timeout_s(request.verb, terminal)
-        words = script_words(script_for(self._parameters(request, terminal, timeout_s)))
+        words = script_words(script_for(self._parameters(request, terminal, timeout_s)),
+                             request.node)
         if self._is_remote(request.node):
             words = self._ssh(request.node, terminal) + ("exec " + " ".join(
                 word if re.match(r"[A-Za-z0-9+/=-]+$", word) else "'{}'".format(word)
@@ -3313,6 +3384,7 @@ class Nodes:
         own_start = request.verb == "start" and not command
         wait_s = max(1, round(configuration.scheduler_stop_wait_time))
         query_s = max(1, round(configuration.query_timeout))
+        lock_wait_s = min(RETRY_INTERVAL_S, 0.4 * configuration.query_timeout)
         parameters = {
             "verb": request.verb, "nonce": request.nonce, "node": request.node,
             "dir": configuration.state_dir, "user": configuration.scheduler_user,
@@ -3323,7 +3395,8 @@ class Nodes:
             "own_start": "1" if own_start else "", "command": command,
             "own_log": "" if configuration.airflow_scheduler_start_command
                        else configuration.airflow_scheduler_log_file,
-            "keep": "{}:{}".format(request.keep.pid, request.keep.start) if request.keep else ""}
+            "keep": "{}:{}".format(request.keep.pid, request.keep.start) if request.keep else "",
+            "lock_wait": str(int(100 * lock_wait_s)) if request.own else ""}
         if own_start:
             parameters["command"] = own_start_command(configuration, self.world.environment())
         if request.stamp:
@@ -3360,11 +3433,13 @@ class Nodes:
                 gate=answer.gate() if request.stamp else None, intent=answer.intent(),
                 mains=answer.processes("main"), remnants=answer.processes("remnant"),
                 foreign=answer.processes("foreign"), done=answer.only("done"),
-                output="\n".join(answer.lines.get("output", [])))
+                output="\n".join(answer.lines.get("output", [])),
+                directory=answer.only("directory"))
             state, reason = self._judge(report, answer)
+            held = answer.only("held")
         except ValueError as error:
             return NodeReport(name, UNKNOWN, "its answer is damaged: {}".format(error))
-        return report._replace(state=state, reason=reason)
+        return report._replace(state=state, reason=reason + (held and " ({})".format(held)))
 
     def _judge(self, report: NodeReport, answer: NodeAnswer) -> Tuple[str, str]:
         """Running, stopped or unknown, and the evidence or the reason in one line."""

@@ -7,12 +7,14 @@ import collections
 import contextlib
 import ctypes
 import email
+import fcntl
 import functools
 import heapq
 import io
 import itertools
 import json
 import logging
+import math
 import os
 import queue
 import random
@@ -519,6 +521,10 @@ def end_processes_with(marker):
         time.sleep(0.02)
 
 
+def boot_id():
+    return read_file("/proc/sys/kernel/random/boot_id").strip()
+
+
 class NodeConfiguration:
     """What Nodes asks of a Configuration, with short times for tests."""
     node_name = "a"
@@ -578,6 +584,20 @@ class NodeSandbox:
 
     def read(self, name):
         return read_file(self.path(name))
+
+    def keep(self, name, text):
+        """Write a file of the state directory as the node's controller does; '' removes it."""
+        path = self.path("state", name)
+        if text:
+            self.write("state/" + name + ".new", text)
+            os.rename(path + ".new", path)
+        elif os.path.exists(path):
+            os.unlink(path)
+
+    def promise(self, left_s, boot=None):
+        """The fence deadline as the node's controller keeps it: so many seconds are left."""
+        uptime_s = float(read_file("/proc/uptime").split()[0])
+        self.keep("fence", "1 {} {:.0f} end\n".format(boot or boot_id(), 100 * (uptime_s + left_s)))
 
     def close(self):
         end_processes_with(self.directory)
@@ -2172,7 +2192,10 @@ class NodeModel:
     NodeRequest step by step: it yields the name of each point, or "waiting" while another request
     holds the lock, and returns the text of the answer. Not to advance it is a frozen script, to
     close it is a killed one. `appear`, `fail`, `die` and `power_cycle` are what befalls the node.
+    What its controller keeps for the script: `fence_deadline`, on the model's clock, when the
+    promise ends (None: there is none), and `directory_id`.
     """
+    OWN_WAIT_S = 1.0   # so long an own request waits for the lock
 
     def __init__(self, clock, directory="~/.asfc"):
         self.clock, self.directory = clock, directory
@@ -2180,6 +2203,7 @@ class NodeModel:
         self.mains, self.remnants, self.foreign = [], [], []
         self.locked = False
         self.last_pid = 100
+        self.fence_deadline, self.directory_id = None, ""
 
     # -- what befalls it
 
@@ -2205,9 +2229,14 @@ class NodeModel:
                           for i in range(remnants)]
 
     def power_cycle(self):
-        """All processes are gone, what is on disk stays, but an intent is of the boot before."""
+        """All processes are gone, what is on disk stays, but an intent is of the boot before.
+
+        So is a promise: it counts as run out.
+        """
         self.mains, self.remnants, self.intent, self.command = [], [], None, None
         self.locked = False
+        if self.fence_deadline is not None:
+            self.fence_deadline = -math.inf
 
     # -- what it answers
 
@@ -2227,10 +2256,13 @@ class NodeModel:
 
     def handle(self, request):
         """The steps of a request; see the class."""
-        lines = ["node " + request.node]
+        lines = self._first_lines(request)
         if request.verb == "look":
-            return self._told(request, lines, intent=None if self.mains else self.intent)
+            return self._told_unlocked(request, lines)
+        came = self.clock()
         while self.locked:
+            if request.own and self.clock() - came >= self.OWN_WAIT_S:
+                return self.answer_held(request)
             yield "waiting"
         self.locked = True
         try:
@@ -2243,10 +2275,24 @@ class NodeModel:
             else:
                 self._settle_intent()
                 if request.verb == "start":
-                    yield from self._start(request, lines)
+                    refused = yield from self._start(request, lines)
+                    if refused:
+                        return self._told(request, lines + ["refused " + refused], bare=True)
             return self._told(request, lines, intent=self.intent)
         finally:
             self.locked = False
+
+    def answer_held(self, request):
+        """What an own request is told that did not get the lock in time."""
+        return self._told_unlocked(
+            request, self._first_lines(request) + ["held another command holds its lock"])
+
+    def _first_lines(self, request):
+        directory = ["directory " + self.directory_id] if self.directory_id else []
+        return ["node " + request.node] + directory
+
+    def _told_unlocked(self, request, lines):
+        return self._told(request, lines, intent=None if self.mains else self.intent)
 
     def _pass_gate(self, request, lines):
         stamp, held = request.stamp, self.gate
@@ -2288,20 +2334,39 @@ class NodeModel:
             lines.append("done not started: a scheduler runs there already")
         elif self.intent:
             lines.append("done not started: an earlier start is still under way")
+        elif not self._promise_holds():
+            return self._without_promise(request)
         else:
-            self.output = None
-            command = StartCommand()
-            try:
-                yield "launched"
-                self.intent = {"stamp": request.stamp, "command": command, "begun": self.clock(),
-                               "ended": None}
-                yield "intent written"
-            except GeneratorExit:
-                command.runs = False   # it waits for the word to go, and ends if none comes
-                raise
-            self.command = command
-            yield "sent on its way"
-            lines.append("done the start command was launched")
+            return (yield from self._launch(request, lines))
+        return None
+
+    def _launch(self, request, lines):
+        self.output = None
+        command = StartCommand()
+        try:
+            yield "launched"
+            self.intent = {"stamp": request.stamp, "command": command, "begun": self.clock(),
+                           "ended": None}
+            yield "intent written"
+            if not self._promise_holds():
+                command.runs, self.intent = False, None
+                return self._without_promise(request)
+            yield "last test passed"
+        except GeneratorExit:
+            command.runs = False   # it waits for the word to go, and ends if none comes
+            raise
+        self.command = command
+        yield "sent on its way"
+        lines.append("done the start command was launched")
+        return None
+
+    def _promise_holds(self):
+        return self.fence_deadline is None or self.clock() < self.fence_deadline
+
+    @staticmethod
+    def _without_promise(request):
+        return ("the promise of node {} has run out: its controller has to renew it first"
+                .format(request.node))
 
     def _stop(self, request, lines):
         if request.keep and request.keep[:2] not in [main[:2] for main in self.mains]:
@@ -2342,6 +2407,7 @@ class NodeModel:
 class PointedNodes(asfc.Nodes):
     """Nodes whose script runs here under any name, and ends or stops itself at a point."""
     pointed = {}      # nonce -> (point, signal, seconds until its timer ends it)
+    terminal = ""     # "1": as with sudo over ssh, but for the terminal itself
 
     def _is_remote(self, name):
         return False
@@ -2349,7 +2415,7 @@ class PointedNodes(asfc.Nodes):
     def _parameters(self, request, terminal, timeout_s):
         parameters = super()._parameters(request, terminal, timeout_s)
         point, number, limit_s = self.pointed.get(request.nonce, ("", "", None))
-        parameters.update(point=point, point_signal=number, stop_wait="5")
+        parameters.update(point=point, point_signal=number, stop_wait="5", terminal=self.terminal)
         if limit_s:
             parameters["time_limit"] = str(limit_s)
         return parameters
@@ -2365,7 +2431,8 @@ class PointedNodes(asfc.Nodes):
 class NodePair:
     """A real node and its model, which get the same requests."""
     REFUSALS = ("has heard of the newer", "is taken by another instance", "belongs to cluster",
-                "belongs to node")
+                "belongs to node", "has run out")
+    HELD = "holds its lock"
     START = """
         echo $$ >>{0}/pids
         read -r what <{0}/control
@@ -2393,7 +2460,9 @@ class NodePair:
             exec {} -ww -o pid=,ppid=,pgid=,sid=,uid=,stat=,args= -p "$pids"
             """.format(directory, find_program("ps")))
         self.nodes = PointedNodes(self.sandbox.world, self.sandbox.configuration)
-        self.model = NodeModel(lambda: 0.0, self.sandbox.configuration.state_dir)
+        self.clock = 0.0
+        self.model = NodeModel(lambda: self.clock, self.sandbox.configuration.state_dir)
+        self.fence = ""
         self.story = []
         self.exercised, self.answers = collections.Counter(), 0
 
@@ -2405,6 +2474,9 @@ class NodePair:
         report = self.nodes._report(request.node, request, result)
         refused = [words for words in self.REFUSALS if words in report.refused]
         self.exercised["".join(refused) or report.done or report.state] += 1
+        self.exercised["own"] += request.own
+        self.exercised["held"] += self.HELD in report.reason
+        self.exercised["directory"] += bool(report.directory)
         self.answers += 1
         return report
 
@@ -2415,7 +2487,8 @@ class NodePair:
                                         asfc.CommandResult(0, report or "", ""))
         intent = report.intent and (report.intent[:3] + (report.intent.ended_s is None,))
         return (report.answered, report.state, report.refused, report.gate, intent,
-                len(report.mains), len(report.remnants), report.done, report.output)
+                len(report.mains), len(report.remnants), report.done, report.output,
+                report.directory, self.HELD in report.reason)
 
     def compare(self, request, report, answer):
         real, model = self.plain(request, report), self.plain(request, answer)
@@ -2435,8 +2508,11 @@ class NodePair:
         steps.close()
         self.compare(request, report, answer)
 
-    def request_frozen(self, request, point, other, thaw):
-        """The script stops itself at the point; another comes; it goes on, or its timer ends it."""
+    def request_frozen(self, request, point, other, thaw, fence=None):
+        """The script stops itself at the point; another comes; it goes on, or its timer ends it.
+
+        Meanwhile the promise becomes `fence`.
+        """
         self.nodes.pointed[request.nonce] = (point, "STOP", None if thaw else 1)
         reports, threads = self.in_threads([request])
         stopped = self.sandbox.path("stopped." + request.nonce)
@@ -2444,6 +2520,10 @@ class NodePair:
                    threads[0].is_alive(), 10, "the script is frozen")
         steps = self.model.handle(request)
         answer = self.model.run_to(steps, point)
+        if fence is not None:
+            self.promise(fence)
+            self.exercised["frozen until the promise has run out"] += (
+                not answer and point == "intent written" and fence in self.RUN_OUT)
         waiting = self.model.handle(other)
         if not thaw:
             steps.close()
@@ -2451,6 +2531,9 @@ class NodePair:
             self.let_launcher_end(point)
         others, more = self.in_threads([other])
         told = self.model.run_to(waiting, "waiting")
+        if not told and other.own:
+            self.clock += self.model.OWN_WAIT_S
+            told = self.model.run_to(waiting, "waiting")
         if told:           # a look waits for no lock, and others not for a script that has ended
             more[0].join()
         if thaw and os.path.exists(stopped):
@@ -2464,12 +2547,18 @@ class NodePair:
     def request_both(self, one, other):
         """Two at once: the outcome is that of one order or the other."""
         if "look" in (one.verb, other.verb):
-            self.request_beside_look(*sorted((one, other), key=lambda each: each.verb == "look"))
-            return
+            one, other = sorted((one, other), key=lambda each: each.verb == "look")
         before = self.save()
         reports, threads = self.in_threads([one, other])
         for thread in threads:
             thread.join()
+        held = [self.HELD in report.reason for report in reports]
+        if other.verb == "look" or held[1]:
+            self.compare_beside(one, reports[0], other, reports[1])
+            return
+        if held[0]:
+            self.compare_beside(other, reports[1], one, reports[0])
+            return
         after = asfc.NodeRequest("look", one.nonce + "a", "a", None, None)
         asked = (one, other, after)
         real = [self.plain(*each) for each in zip(asked, reports + [self.ask(after)])]
@@ -2481,22 +2570,20 @@ class NodePair:
                 return
         raise AssertionError("neither order gives {}; the model's last: {}".format(real, answers))
 
-    def request_beside_look(self, request, look):
-        """A look waits for no lock: it may be told what holds at any moment of the other."""
-        reports, threads = self.in_threads([request, look])
-        for thread in threads:
-            thread.join()
-        seen, answer = [self.plain(look, self.model.answer(look))], None
+    def compare_beside(self, request, report, look, look_report):
+        """A look, or an own query without the lock, may be told what holds at any moment."""
+        tell = self.model.answer_held if look.own else self.model.answer
+        seen, answer = [self.plain(look, tell(look))], None
         steps = self.model.handle(request)
         while answer is None:
             try:
                 next(steps)
             except StopIteration as end:
                 answer = end.value
-            seen.append(self.plain(look, self.model.answer(look)))
-        self.compare(request, reports[0], answer)
-        assert self.plain(look, reports[1]) in seen, "a look says\n{}\nthe model says\n{}".format(
-            reports[1], seen)
+            seen.append(self.plain(look, tell(look)))
+        self.compare(request, report, answer)
+        assert self.plain(look, look_report) in seen, (
+            "a look says\n{}\nthe model says\n{}".format(look_report, seen))
 
     def in_threads(self, requests):
         reports = [None] * len(requests)
@@ -2527,10 +2614,29 @@ class NodePair:
 
     def let_launcher_end(self, point):
         """A launcher whose script was killed ends by itself, but a moment later."""
-        if point not in ("launched", "intent written"):
+        if point not in ("launched", "intent written", "last test passed"):
             return
         wait_until(lambda: not [a for _, a in processes_with(self.sandbox.directory) if
                                 "asfc-start" in a], 5, "the launcher ends")
+
+    # -- what the node's controller keeps there
+
+    FENCES = {   # seconds left and boot, as the file has them, and the model's deadline
+        "none": (None, None, None), "holds": (1000, None, math.inf),
+        "has run out": (0, None, 0.0), "is of another boot": (1000, "another-boot", -math.inf)}
+    RUN_OUT = ("has run out", "is of another boot")
+
+    def promise(self, what):
+        """Set the promise of the node, both alike."""
+        left_s, boot, self.model.fence_deadline = self.FENCES[what]
+        if left_s is None:
+            self.sandbox.keep("fence", "")
+        else:
+            self.sandbox.promise(left_s, boot)
+
+    def name_directory(self, name):
+        self.model.directory_id = name
+        self.sandbox.keep("controller.lock", name + "\n")
 
     # -- events
 
@@ -2579,10 +2685,10 @@ class NodePair:
 
     # -- one random sequence
 
-    POINTS = ("locked", "gate written", "launched", "intent written", "sent on its way",
-              "start command killed")
+    POINTS = ("locked", "gate written", "launched", "intent written", "last test passed",
+              "sent on its way", "start command killed")
 
-    def random_request(self, rng):
+    def random_request(self, rng, verbs=("query",) * 2 + ("start",) * 3 + ("stop", "look")):
         held = self.model.gate
         pair, instance, cluster, node = held or asfc.Gate(asfc.Pair(1, 0), "i1", "c1", "a")
         kind = rng.random()
@@ -2597,30 +2703,38 @@ class NodePair:
             cluster = "c2"
         elif kind < 0.85:
             node = "b"
-        verb = rng.choice(["query", "query", "start", "start", "start", "stop", "look"])
+        verb = rng.choice(verbs)
         stamp = None if verb == "look" else asfc.Stamp(cluster, pair, instance)
         keep = None
         if verb == "stop" and self.model.mains:
             main = self.model.mains[-1]
             keep = rng.choice([None, main, main._replace(start=main.start + 1)])
-        return asfc.NodeRequest(verb, "{:08x}".format(rng.getrandbits(32)), node, stamp, keep)
+        own = verb == "query" and rng.random() < 0.5
+        return asfc.NodeRequest(verb, "{:08x}".format(rng.getrandbits(32)), node, stamp, keep, own)
 
     def run(self, rng):
         """A sequence of requests and events; every answer must be the model's."""
+        self.name_directory(rng.choice(["", "4f5e", "id-of_it"]))
         for _ in range(rng.randint(2, 4)):
+            fence = rng.choice(["none", "none", "holds", "holds", "has run out",
+                                "is of another boot"])
+            if rng.random() < 0.4:
+                self.promise(fence)
             kind, request, other = rng.random(), self.random_request(rng), self.random_request(rng)
             point = rng.choice(self.POINTS)
-            self.story.append((round(kind, 2), point, request, other))
-            self.exercised["killed" if kind < 0.8 else "frozen"] += 0.66 <= kind < 0.86
+            self.story.append((round(kind, 2), fence, point, request, other))
+            self.exercised["killed" if kind < 0.8 else "frozen"] += 0.66 <= kind < 0.90
             if kind < 0.66:
                 self.request_one(request)
             elif kind < 0.80:
                 self.request_killed(request, point)
             elif kind < 0.81:
                 self.request_frozen(request, point, other, thaw=False)
-            elif kind < 0.86:
-                self.request_frozen(request, point, other, thaw=True)
-            elif kind < 0.92:
+            elif kind < 0.90:
+                if rng.random() < 0.5:
+                    other = self.random_request(rng, ["query"])._replace(own=True)
+                self.request_frozen(request, point, other, True, fence)
+            elif kind < 0.95:
                 self.request_both(request, other)
             if rng.random() < 0.3:
                 self.event()
@@ -2698,7 +2812,7 @@ class NodeModelTests(unittest.TestCase):
             return  # so few don't always come to everything
         exercised = run_node_model(300)
         for what in NodePair.REFUSALS + (
-                "killed", "frozen", "running", "stopped", "unknown",
+                "killed", "frozen", "own", "held", "directory", "running", "stopped", "unknown",
                 "the start command was launched", "there was nothing to stop",
                 "not started: a scheduler runs there already",
                 "not started: an earlier start is still under way",
@@ -2929,6 +3043,11 @@ class JudgeTests(unittest.TestCase):
                          ["60:98900:60:1:1"])
 
 
+def environment_of(pid):
+    """A process's environment, each variable between two zeros."""
+    return "\0" + read_file("/proc/{}/environ".format(pid))
+
+
 class NodeTestCase(unittest.TestCase):
     """Tests with a node on this machine."""
     def sandbox(self, *arguments):
@@ -2941,6 +3060,32 @@ class NodeTestCase(unittest.TestCase):
         self.assertIn(old, original)
         asfc.NODE_SCRIPT = original.replace(old, new)
         self.addCleanup(setattr, asfc, "NODE_SCRIPT", original)
+
+    def pointed(self, sandbox):
+        """The nodes of a sandbox, whose script can be frozen or killed at a point."""
+        original, asfc.NODE_SCRIPT = asfc.NODE_SCRIPT, PointedNodes.script()
+        self.addCleanup(setattr, asfc, "NODE_SCRIPT", original)
+        return PointedNodes(sandbox.world, sandbox.configuration)
+
+    @contextlib.contextmanager
+    def frozen(self, nodes, sandbox, request, point):
+        """The script is frozen at the point within, then it goes on; yields (its pid, a list that
+        gets its report)."""
+        nodes.pointed[request.nonce] = (point, "STOP", 30)
+        reports = []
+        thread = threading.Thread(target=lambda: reports.append(nodes._report(
+            "a", request, sandbox.world.run([nodes.command(request)])[0])))
+        thread.start()
+        stopped = sandbox.path("stopped." + request.nonce)
+        wait_until(lambda: os.path.exists(stopped) and NodePair.is_stopped(stopped), 10,
+                   "the script is frozen at " + point)
+        pid = int(read_file(stopped))
+        try:
+            yield pid, reports
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            thread.join()
 
     def started(self, sandbox, stamp, running=1):
         """Start, and wait until a query sees so many main processes; returns its report."""
@@ -3010,7 +3155,7 @@ class GateTests(NodeTestCase):
     def test_damaged_state_and_a_full_disk_start_nothing_and_prove_nothing(self):
         sandbox = self.sandbox()
         sandbox.nodes.query(["a"], stamped(1, 0))
-        for name in ("gate", "intent", "main"):
+        for name in ("gate", "intent", "main", "fence"):
             for text in ("", "1", "1 2", "2 1 1 i c a end", "1 x 1 i c a end", "1 1 0 i1 c1 a en"):
                 if name == "main" and text.endswith("end"):
                     continue
@@ -3028,6 +3173,44 @@ class GateTests(NodeTestCase):
         self.assertEqual((report.state, report.done), (asfc.UNKNOWN, ""))
         self.assertIn("it can not write in", report.reason)
         self.assertEqual(sandbox.scheduler.started(), [])
+
+    def test_every_answer_tells_the_id_of_the_state_directory(self):
+        sandbox = self.sandbox()
+        nodes, stamp = sandbox.nodes, stamped(2, 0)
+        self.assertEqual(nodes.query(["a"], stamp)["a"].directory, "")
+        directory = sandbox.world.hold_lock(sandbox.path("state", "controller.lock"), "4f5e-id")
+        sandbox.configuration.airflow_scheduler_start_command = ": " + sandbox.directory
+        for report in (nodes.look(["a"])["a"], nodes.query(["a"], stamp)["a"],
+                       nodes.query(["a"], stamped(1, 0))["a"], nodes.query_own(stamp),
+                       nodes.start("a", stamp), nodes.stop("a", stamp)):
+            self.assertEqual((report.answered, report.directory), (True, directory), report)
+        for text in ("", "two words", "a'b", "a\n"):
+            sandbox.keep("controller.lock", text)
+            self.assertEqual(nodes.look(["a"])["a"].directory, "a" if text == "a\n" else "", text)
+
+    def test_the_own_query_waits_a_second_for_the_lock_and_then_answers_without_the_gate(self):
+        for shell in ("dash", "bash", "busybox"):
+            with self.subTest(shell):
+                sandbox = self.sandbox(shell)
+                nodes = sandbox.nodes
+                nodes.query(["a"], stamped(1, 0))
+                with open(sandbox.path("state", "gate.lock")) as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    began = time.monotonic()
+                    report = nodes.query_own(stamped(1, 1))
+                    took_s = time.monotonic() - began
+                    self.assertEqual((report.state, report.gate, report.answered, report.reason), (
+                        asfc.STOPPED, None, True,
+                        "its process list shows none (another command holds its lock)"))
+                    self.assertGreater(took_s, 0.9)
+                    self.assertLess(took_s, 4)
+                    self.assertIn("1 1 0 i1 c1 a end", sandbox.read("state/gate"))
+                    release = threading.Timer(0.3, fcntl.flock, (lock, fcntl.LOCK_UN))
+                    release.start()
+                    report = nodes.query_own(stamped(1, 1))
+                    release.join()
+                self.assertEqual((report.reason, report.gate.pair),
+                                 ("its process list shows none", asfc.Pair(1, 1)))
 
     def test_a_disk_that_is_really_full_is_noticed_by_every_shell(self):
         require("root", os.getuid() == 0)
@@ -3119,7 +3302,7 @@ class StartTests(NodeTestCase):
                                  start_new_session=True)
         self.addCleanup(decoy.wait)
         self.addCleanup(os.killpg, decoy.pid, signal.SIGKILL)
-        boot = read_file("/proc/sys/kernel/random/boot_id").strip()
+        boot = boot_id()
         start = int(process_fields(decoy.pid)[19])
         sandbox.write("state/intent", "1 1 0 i1 {0} {1} {0} {2} 100 - end\n".format(
             decoy.pid, start - 1, boot))
@@ -3130,13 +3313,13 @@ class StartTests(NodeTestCase):
         self.assertIsNone(decoy.poll())
 
     def test_a_start_frozen_or_killed_anywhere_leaves_no_lock_and_no_second_scheduler(self):
+        original = asfc.NODE_SCRIPT
         for point, number in (("launched", "STOP"), ("intent written", "KILL"),
-                              ("intent written", "STOP")):
+                              ("intent written", "STOP"), ("last test passed", "KILL"),
+                              ("last test passed", "STOP")):
             with self.subTest(point=point, signal=number):
                 sandbox = self.sandbox()
-                nodes = PointedNodes(sandbox.world, sandbox.configuration)
-                original, asfc.NODE_SCRIPT = asfc.NODE_SCRIPT, PointedNodes.script()
-                self.addCleanup(setattr, asfc, "NODE_SCRIPT", original)
+                nodes = self.pointed(sandbox)
                 request = asfc.NodeRequest("start", "n1", "a", stamped(1, 1), None)
                 nodes.pointed["n1"] = (point, number, 1)
                 began = time.monotonic()
@@ -3150,6 +3333,99 @@ class StartTests(NodeTestCase):
                 wait_until(lambda of=sandbox: not processes_with(of.directory), 3,
                            "nothing is left behind")
                 asfc.NODE_SCRIPT = original
+
+    def test_a_start_is_refused_once_the_promise_has_run_out(self):
+        refused = "the promise of node a has run out: its controller has to renew it first"
+        for shell in ("dash", "bash", "busybox"):
+            sandbox = self.sandbox(shell)
+            nodes = sandbox.nodes
+            for move, (left_s, boot) in enumerate(((0, None), (-100, None), (1000, "other-boot"))):
+                with self.subTest(shell=shell, left_s=left_s, boot=boot):
+                    sandbox.promise(left_s, boot)
+                    report = nodes.start("a", stamped(1, move))
+                    self.assertEqual((report.state, report.refused, report.gate.pair), (
+                        asfc.UNKNOWN, refused, asfc.Pair(1, move)))
+                    for report in (nodes.query(["a"], stamped(1, move))["a"],
+                                   nodes.stop("a", stamped(1, move))):
+                        self.assertEqual((report.state, report.intent, report.refused),
+                                         (asfc.STOPPED, None, ""))
+            self.assertEqual(sandbox.scheduler.started(), [])
+            sandbox.promise(100)
+            self.started(sandbox, stamped(2, 0))
+            sandbox.promise(0)
+            self.assertIn("runs there already", nodes.start("a", stamped(2, 1)).done)
+            self.assertEqual(len(sandbox.scheduler.started()), 1)
+        sandbox.keep("fence", "1 {} 1x end\n".format(boot_id()))
+        nodes.stop("a", stamped(3, 0))
+        report = nodes.start("a", stamped(3, 0))
+        self.assertEqual((report.state, report.refused, report.done), (asfc.UNKNOWN, "", ""))
+        self.assertIn("fence can not be read or is damaged", report.reason)
+
+    def test_a_promise_that_runs_out_between_intent_and_launch_ends_the_start(self):
+        for shell, terminal, damaged in (("dash", "", False), ("bash", "", False),
+                                         ("busybox", "", False), ("dash", "1", False),
+                                         ("dash", "", True)):
+            with self.subTest(shell=shell, terminal=terminal, damaged=damaged):
+                self.doCleanups()
+                sandbox = self.sandbox(shell)
+                sandbox.promise(100)
+                nodes = self.pointed(sandbox)
+                nodes.terminal = terminal
+                request = asfc.NodeRequest("start", "n1", "a", stamped(1, 1), None)
+                with self.frozen(nodes, sandbox, request, "intent written") as (_, reports):
+                    self.assertTrue(nodes.look(["a"])["a"].intent)
+                    sandbox.promise(0)
+                    if damaged:
+                        sandbox.keep("fence", "1 x")
+                self.assertEqual("has run out" in reports[0].refused, not damaged, reports[0])
+                self.assertEqual(reports[0].state, asfc.UNKNOWN)
+                wait_until(lambda: not processes_with(sandbox.directory), 3, "nothing is left")
+                report = nodes.query(["a"], stamped(1, 1))["a"]
+                self.assertEqual((report.state, bool(report.intent)), (
+                    asfc.UNKNOWN if damaged else asfc.STOPPED, damaged))
+                self.assertEqual(sandbox.scheduler.started(), [])
+
+    def test_a_fence_finds_script_and_start_command_by_their_names(self):
+        for terminal in ("", "1"):
+            sandbox = self.sandbox()
+            nodes = self.pointed(sandbox)
+            nodes.terminal = terminal
+            request = asfc.NodeRequest("start", "n1", "a", stamped(1, 1), None)
+            with self.frozen(nodes, sandbox, request, "last test passed") as (pid, _):
+                words = read_file("/proc/{}/cmdline".format(pid)).split("\0")
+                self.assertEqual(words[:2] + words[3:4], ["sh", "-c", "asfc@a"])
+                if not terminal:
+                    launcher = int(sandbox.read("state/intent").split()[4])
+                    words = read_file("/proc/{}/cmdline".format(launcher)).split("\0")
+                    self.assertEqual(words[3], "asfc-start@a")
+                    self.assertIn("\0ASFC_NODE=a\0", environment_of(launcher))
+                if terminal:   # it would end with the scheduler
+                    os.kill(pid, signal.SIGKILL)
+
+    def test_what_a_start_command_starts_has_the_nodes_name_and_what_else_runs_has_not(self):
+        for command, terminal in (("", ""), ("airflow scheduler & wait", ""),
+                                  ("airflow scheduler & sleep 0.3", "1")):
+            with self.subTest(command=command, terminal=terminal):
+                sandbox = self.sandbox()
+                sandbox.world.variables["ASFC_NODE"] = "of-the-asker"
+                sandbox.scheduler.behave(forks=1, task=True)
+                configuration = sandbox.configuration
+                configuration.airflow_scheduler_start_command = command
+                nodes = PointedNodes(sandbox.world, configuration)
+                nodes.terminal = terminal
+                self.assertIn("launched", nodes.start("a", stamped(1, 1)).done)
+                self.seen(sandbox, stamped(1, 1))
+                wait_until(lambda of=sandbox: len(processes_with(of.bin)) >= 3, 5, "its children")
+                for pid, arguments in processes_with(sandbox.bin):
+                    self.assertIn("\0ASFC_NODE=a\0", environment_of(pid), arguments)
+                note = "echo status ${{ASFC_NODE-none}} >>{}; exit 0".format(sandbox.path("notes"))
+                configuration.airflow_scheduler_status_command = note
+                configuration.airflow_scheduler_stop_command = note.replace("status", "stop")
+                nodes.terminal = ""
+                nodes.query(["a"], stamped(1, 1))
+                nodes.stop("a", stamped(1, 2))
+                self.assertEqual(set(sandbox.read("notes").splitlines()),
+                                 {"status none", "stop none"})
 
     def test_asfcs_own_start_takes_home_configuration_and_virtualenv_along(self):
         sandbox = self.sandbox()
@@ -3309,6 +3585,8 @@ class LoginShellTests(NodeTestCase):
         """
 
     def test_the_script_is_right_under_every_login_shell(self):
+        name = "b:1_x-y.example.org"
+        self.patch_script('tell node "$node"\n', 'tell node "$node"\ntell output "called $0"\n')
         sh, csh, fish = "x=said; echo $x", "set x = said; echo $x", "set x said; echo $x"
         for shell, text in (("dash", sh), ("bash", sh), ("busybox sh", sh), ("zsh", sh),
                             ("fish", fish), ("csh", csh), ("tcsh", csh)):
@@ -3320,16 +3598,14 @@ class LoginShellTests(NodeTestCase):
                 path = find_program(shell.split()[0])
                 if shell != "busybox sh":
                     sandbox.world.variables["SHELL"] = path
-                report = sandbox.nodes.query(["b"], stamped(1, 0))["b"]
-                self.assertEqual((report.state, report.reason), (
-                    asfc.STOPPED, "its process list shows none"))
+                report = sandbox.nodes.query([name], stamped(1, 0))[name]
+                self.assertEqual((report.state, report.reason, report.output), (
+                    asfc.STOPPED, "its process list shows none", "called asfc@" + name))
                 # Only that very shell understands its operator's command.
                 sandbox.configuration.airflow_scheduler_start_command = text
-                sandbox.nodes.start("b", stamped(1, 1))
-                output = wait_until(
-                    lambda of=sandbox: of.nodes.query(["b"], stamped(1, 1))["b"].output, 5,
-                    "the command's output")
-                self.assertEqual(output, "said")
+                sandbox.nodes.start(name, stamped(1, 1))
+                wait_until(lambda of=sandbox: of.nodes.query([name], stamped(1, 1))[name].output
+                           == "called asfc@{}\nsaid".format(name), 5, "the command's output")
 
     def test_answers_are_found_among_noise(self):
         sandbox = self.sandbox()
@@ -3407,6 +3683,7 @@ class SshTests(unittest.TestCase):
         for argv in (query, stop):
             self.assertLess(max(map(len, argv[-1].split(" "))), 500)
             self.assertNotIn("\n", argv[-1])
+            self.assertIn(" 'asfc@b' ", argv[-1])
         self.assertEqual(nodes.world.commands[0].request.verb, "query")
 
     def test_failures_of_ssh_are_told_in_one_line_with_what_helps(self):
@@ -3467,7 +3744,7 @@ class SshTests(unittest.TestCase):
     def test_a_random_answer_never_raises(self):
         rng = random.Random(7)
         words = ["node", "b", "gate", "intent", "main", "1", "0", "-", "end", "status", "refused",
-                 "unknown", "\u0662", "99999999999999999999999", "x" * 50, ""]
+                 "unknown", "directory", "held", "\u0662", "99999999999999999999999", "x" * 50, ""]
         for _ in range(500):
             lines = [" ".join(rng.choice(words) for _ in range(rng.randint(0, 8)))
                      for _ in range(rng.randint(0, 6))]
