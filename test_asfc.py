@@ -1398,6 +1398,28 @@ class ADatabaseUrl(unittest.TestCase):
                 service_for("mysql://h/d", metadata_service_type=kind)
 
 
+class TheJobTablesPlace(unittest.TestCase):
+    def table(self, url):
+        return asfc.job_table(asfc.World(), metadata_settings(
+            url, metadata_service_type="ZookeeperMetadataService"))
+
+    def test_is_the_database_of_airflow_wherever_the_metadata_is_kept(self):
+        for url, kind in (("sqlite:////tmp/x.db", asfc.SQLiteMetadataService),
+                          ("mysql+pymysql://h/d", asfc.MySQLMetadataService),
+                          ("postgresql://h/d", asfc.PostgreSQLMetadataService)):
+            self.assertIsInstance(self.table(url), kind)
+
+    def test_that_can_not_be_asked_is_one_error(self):
+        for url in ("mssql://h/d", "sqlite://", "nonsense"):
+            with self.assertRaises(asfc.ConfigurationError):
+                self.table(url)
+
+    def test_does_not_tell_again_of_unknown_parameters(self):
+        with mock.patch.object(logging.getLogger("asfc"), "info") as info:
+            self.table("postgresql://h/d?odd=1&sslmode=require")
+        self.assertEqual(info.call_count, 0)
+
+
 class TheClientsOfAUrl(unittest.TestCase):
     MYSQL = [
         # URL, is it MariaDB's client, what must be among the arguments, what must not
@@ -1551,6 +1573,25 @@ class ClientsThatTalkNonsense(unittest.TestCase):
                     with self.assertRaises(asfc.MetadataError):
                         service.write("a", "b", 1)
 
+    def test_can_not_make_a_job_table_out_of_nonsense(self):
+        row = r"job\t7\t61\t62\t63\nend\n"
+        nonsense = [row.replace(*change) for change in (
+            (r"\t63", ""), (r"\t63", r"\t63\t64"), ("job", "record"), ("7", "x"), ("62", "6"),
+            ("63", "NULL"), ("end", "en"))]
+        for program, url in self.URLS:
+            for text in [row] + nonsense:
+                with self.subTest(program, answer=text):
+                    stand_in(self, program,
+                             self.VERSION + "cat >/dev/null; printf '{}'\n".format(text))
+                    service = service_for(url)
+                    service._has_met, service._program = True, program
+                    if text == row:
+                        self.assertEqual(service.scheduler_jobs(),
+                                         [asfc.SchedulerJob(7, "a", "b", "c")])
+                    else:
+                        with self.assertRaisesRegex(asfc.MetadataError, "can't be"):
+                            service.scheduler_jobs()
+
     def test_that_are_not_installed_are_named(self):
         with mock.patch.dict(os.environ, PATH="/nonexistent"):
             for program, url in self.URLS:
@@ -1572,6 +1613,17 @@ class ClientsThatTalkNonsense(unittest.TestCase):
             else:
                 with self.assertRaisesRegex(asfc.MetadataError, "TLS"):
                     service.read_all()
+
+
+# Airflow's job table with its ten columns and the indexes that count, as its migrations make it.
+JOB_TABLE = """
+    CREATE TABLE job (id INTEGER NOT NULL {0}, dag_id VARCHAR(250), state VARCHAR(20),
+        job_type VARCHAR(30), start_date {1}, end_date {1}, latest_heartbeat {1},
+        executor_class VARCHAR(500), hostname VARCHAR(500), unixname VARCHAR(1000),
+        CONSTRAINT job_pkey PRIMARY KEY (id)){2};
+    CREATE INDEX job_type_heart ON job (job_type, latest_heartbeat);
+    CREATE INDEX idx_job_state_heartbeat ON job (state, latest_heartbeat);"""
+BEATS = ["2026-11-22 14:57:{:02d}.813487".format(second) for second in range(60)]
 
 
 class _MetadataContract:
@@ -1696,6 +1748,60 @@ class _MetadataContract:
         self.assertEqual(self.service.legacy_heartbeat(), "2026-11-22 14:00:00 'é'")
         self.assertEqual(self.service.read_all(), {})
 
+    def add_job(self, number, hostname, beat, state="running", job_type="SchedulerJob"):
+        """A row of the job table; `beat` is UTC."""
+        text = [value if value is None else "'{}'".format(value.replace("'", "''"))
+                for value in (state, job_type, beat, beat, hostname)]
+        self.administer(self.IN_UTC + "INSERT INTO job (id, state, job_type, start_date, "
+                        "latest_heartbeat, hostname) VALUES ({}, {}, {}, {}, {}, {});".format(
+                            number, *(value or "NULL" for value in text)))
+
+    def test_without_a_job_table_there_is_none_and_none_is_made(self):
+        self.assertIsNone(self.service.scheduler_jobs())
+        self.assertEqual(self.tables(), [])
+        self.begin()
+        self.assertIsNone(self.service.scheduler_jobs())
+        self.make_job_table()
+        self.assertEqual(self.service.scheduler_jobs(), [])
+
+    def test_the_schedulers_rows_are_read_newest_first_and_no_other_row(self):
+        self.make_job_table()
+        odd = "é 'x' \U0001F600\t."
+        self.add_job(1, "vm-1", BEATS[3], state="failed")
+        self.add_job(2, odd, BEATS[5])
+        self.add_job(3, "vm-3", BEATS[4], state="success")
+        self.add_job(4, "vm-3", BEATS[9], job_type="LocalTaskJob")
+        self.add_job(5, "vm-3", BEATS[9], job_type="TriggererJob")
+        self.add_job(6, "vm-3", None)
+        self.add_job(7, None, BEATS[1], state=None)
+        self.assertEqual(self.service.scheduler_jobs(), [
+            asfc.SchedulerJob(2, odd, "running", BEATS[5]),
+            asfc.SchedulerJob(3, "vm-3", "success", BEATS[4]),
+            asfc.SchedulerJob(1, "vm-1", "failed", BEATS[3]),
+            asfc.SchedulerJob(7, "", "", BEATS[1])])
+        self.administer(self.IN_UTC + "UPDATE job SET latest_heartbeat = '{}' WHERE id = 1;".format(
+            BEATS[8]))
+        self.assertEqual(self.service.scheduler_jobs()[0],
+                         asfc.SchedulerJob(1, "vm-1", "failed", BEATS[8]))
+
+    def test_of_a_big_job_table_the_newest_rows_are_found_by_their_index(self):
+        self.make_job_table()
+        self.administer(self.MANY_JOBS)
+        jobs = self.service.scheduler_jobs()
+        self.assertEqual([job.id for job in jobs], list(range(19900, 14900, -100)))
+        *_, statement = self.service.READ_JOBS
+        plan = str(self.service._run_statements([self.EXPLAIN + statement],
+                                                self.service._deadline()))
+        self.assertIn("job_type_heart", plan)
+        self.assertNotRegex(plan, "(?i)sort|temp b-tree")
+
+    def test_a_job_table_of_another_shape_is_an_error_and_not_no_table(self):
+        self.administer("CREATE TABLE job (id INTEGER);")
+        with self.assertRaises(asfc.MetadataError) as caught:
+            self.service.scheduler_jobs()
+        self.assertNotIsInstance(caught.exception, asfc._NoTableError)
+        self.assertNotIn("\n", str(caught.exception))
+
     def test_it_says_what_it_is_without_secrets(self):
         self.assertNotIn("\n", self.service.check())
         self.assertEqual(self.tables(), [])
@@ -1736,8 +1842,65 @@ class SQLiteMetadata(_MetadataContract, unittest.TestCase):
         self.run_sql("INSERT INTO scheduler_failover_controller_metadata "
                      "VALUES ('failover_heartbeat', '{}')".format(text.replace("'", "''")))
 
+    IN_UTC, EXPLAIN = "", "EXPLAIN QUERY PLAN "
+    MANY_JOBS = ("WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 19999) "
+                 "INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT i, 'success', "
+                 "CASE i % 100 WHEN 0 THEN 'SchedulerJob' ELSE 'LocalTaskJob' END, "
+                 "datetime(1700000000 + i, 'unixepoch') FROM n;")
+
+    def administer(self, text):
+        self.run_sql(*(part for part in text.split(";") if part.strip()))
+
+    def make_job_table(self):
+        self.administer(JOB_TABLE.format("", "TIMESTAMP", ""))
+
+    def test_the_job_table_is_only_ever_read(self):
+        self.make_job_table()
+        with mock.patch.object(self.service, "READ_JOBS", ("DELETE FROM job",)):
+            with self.assertRaisesRegex(asfc.MetadataError, "can't be written"):
+                self.service.scheduler_jobs()
+        self.assertEqual(os.listdir(self.directory), [os.path.basename(self.path)])
+
+    def test_the_job_table_of_a_file_in_wal_mode_is_an_error_and_it_stays_as_it_is(self):
+        self.make_job_table()
+        self.run_sql("PRAGMA journal_mode = WAL")
+        with self.assertRaisesRegex(asfc.MetadataError, "WAL mode"):
+            self.service.scheduler_jobs()
+        self.assertEqual(self.run_sql("PRAGMA journal_mode"), [("wal",)])
+
+    def test_the_job_table_of_a_locked_file_is_an_error_within_the_limit(self):
+        self.make_job_table()
+        blocker = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(blocker.close)
+        blocker.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        with self.assertRaisesRegex(asfc.MetadataError, "locked"):
+            service_for(self.url, 0.5).scheduler_jobs()
+        self.assertLess(time.monotonic() - began, 1.0)
+
+    def test_what_a_killed_writer_left_is_no_job_table_until_the_next_writer_has_cleaned_up(self):
+        self.make_job_table()
+        self.add_job(1, "vm", BEATS[1])
+        writer = sqlite3.connect(self.path, isolation_level=None)
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN")
+        writer.execute("UPDATE job SET latest_heartbeat = ?", (BEATS[2],))
+        writer.executemany("INSERT INTO job (id, unixname) VALUES (?, ?)",
+                           ((number, "x" * 1000) for number in range(2, 100)))
+        torn = self.path + ".torn"
+        for end in ("", "-journal"):
+            shutil.copy(self.path + end, torn + end)
+        writer.execute("ROLLBACK")
+        writer.close()
+        service = service_for("sqlite:///" + torn)
+        with self.assertRaises(asfc.MetadataError):
+            service.scheduler_jobs()
+        service.read_all()
+        self.assertEqual([job.heartbeat for job in service.scheduler_jobs()], [BEATS[1]])
+
     def test_reading_makes_no_file(self):
         self.assertEqual(self.service.read_all(), {})
+        self.assertIsNone(self.service.scheduler_jobs())
         self.assertIn("first write", self.service.check())
         self.assertEqual(os.listdir(self.directory), [])
 
@@ -1895,6 +2058,51 @@ class _ServerContract(_MetadataContract):
         self.server.sql("INSERT INTO scheduler_failover_controller_metadata "
                         "VALUES ('failover_heartbeat', '{}');".format(text.replace("'", "''")),
                         self.database)
+
+    def administer(self, text):
+        return self.server.sql(text, self.database)
+
+    def make_job_table(self):
+        self.administer(JOB_TABLE.format(*self.JOB_WORDS) + self.JOB_GRANT)
+
+    def test_a_heartbeat_is_the_same_text_in_every_time_zone_of_a_session(self):
+        self.make_job_table()
+        for number, beat in enumerate((BEATS[0], "2026-10-25 00:30:00.000000",
+                                       "2026-10-25 01:30:00.000001"), 1):
+            self.add_job(number, "vm", beat)
+        for zone in self.ZONES:
+            with self.subTest(zone):
+                self.set_time_zone(zone)
+                self.addCleanup(self.set_time_zone, self.ZONES[0])
+                beats = [job.heartbeat for job in service_for(self.url).scheduler_jobs()]
+                self.assertEqual(beats, [BEATS[0], "2026-10-25 01:30:00.000001",
+                                         "2026-10-25 00:30:00.000000"])
+
+    def test_the_job_table_of_a_server_that_is_read_only_or_frozen_is_an_error_in_time(self):
+        self.make_job_table()
+        self.assertEqual(self.service.scheduler_jobs(), [])
+        self.addCleanup(self.server.set_read_only, False)
+        self.server.set_read_only(True)
+        with self.assertRaisesRegex(asfc.MetadataError, "read-only"):
+            self.service.scheduler_jobs()
+        self.server.set_read_only(False)
+        self.service._limit_s = 1.0
+        self.addCleanup(self.server.thaw)
+        self.server.freeze()
+        began = time.monotonic()
+        with self.assertRaises(asfc.MetadataError):
+            self.service.scheduler_jobs()
+        self.assertLess(time.monotonic() - began, 1.4)
+        self.server.thaw()
+        self.service._limit_s = 3.0
+        self.assertEqual(self.service.scheduler_jobs(), [])
+
+    def test_a_job_table_that_may_not_be_read_is_an_error(self):
+        self.administer("CREATE TABLE other (id INTEGER);")
+        self.make_job_table()
+        self.administer(self.FORBID_JOBS.format(user=DatabaseServer.USER, database=self.database))
+        with self.assertRaisesRegex(asfc.MetadataError, "denied"):
+            service_for(self.url).scheduler_jobs()
 
     def refused(self, words, service=None, write=True, limit_s=1.0):
         """Each of a new service, and of one that has answered before, must refuse in time."""
@@ -2059,6 +2267,19 @@ class MariaDbMetadata(_ServerContract, unittest.TestCase):
     REVOKE = ("REVOKE ALL ON {database}.* FROM '{user}'@'127.0.0.1'; "
               "GRANT SELECT ON {database}.* TO '{user}'@'127.0.0.1';")
     HANDSHAKE = "test \"$1\" != --version || exec {} --version\n"
+    IN_UTC = "SET NAMES utf8mb4; SET time_zone = '+00:00';"
+    EXPLAIN, JOB_GRANT = "EXPLAIN ", ""
+    JOB_WORDS = ("AUTO_INCREMENT", "TIMESTAMP(6) NULL DEFAULT NULL",
+                 "ENGINE=InnoDB DEFAULT CHARSET=utf8mb4")
+    ZONES = ("SYSTEM", "+05:30", "-11:00")
+    MANY_JOBS = ("INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT seq, 'success', "
+                 "IF(seq % 100, 'LocalTaskJob', 'SchedulerJob'), "
+                 "FROM_UNIXTIME(1700000000 + seq) FROM seq_1_to_19999;")
+    FORBID_JOBS = ("REVOKE ALL ON {database}.* FROM '{user}'@'127.0.0.1'; "
+                   "GRANT SELECT ON {database}.other TO '{user}'@'127.0.0.1';")
+
+    def set_time_zone(self, zone):
+        self.server.sql("SET GLOBAL time_zone = '{}';".format(zone))
 
     def tables(self):
         return self.server.sql("SHOW TABLES;", self.database).split()
@@ -2119,6 +2340,17 @@ class PostgreSqlMetadata(_ServerContract, unittest.TestCase):
     REVOKE = ("ALTER DATABASE {database} OWNER TO postgres; "
               "REVOKE ALL ON SCHEMA public FROM public; GRANT USAGE ON SCHEMA public TO {user};")
     HANDSHAKE = "#{}\n"
+    IN_UTC, EXPLAIN = "SET TIME ZONE 'UTC';", "EXPLAIN "
+    JOB_WORDS = ("", "TIMESTAMP WITH TIME ZONE", "")
+    JOB_GRANT = "ALTER TABLE job OWNER TO airflow;"
+    ZONES = ("UTC", "Asia/Kolkata", "Europe/Berlin", "America/St_Johns")
+    MANY_JOBS = ("INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT i, 'success', "
+                 "CASE i % 100 WHEN 0 THEN 'SchedulerJob' ELSE 'LocalTaskJob' END, "
+                 "to_timestamp(1700000000 + i) FROM generate_series(1, 19999) AS i; ANALYZE job;")
+    FORBID_JOBS = "ALTER TABLE job OWNER TO postgres; REVOKE ALL ON job FROM {user};"
+
+    def set_time_zone(self, zone):
+        self.server.sql("ALTER DATABASE {} SET timezone = '{}';".format(self.database, zone))
 
     def tables(self):
         return self.server.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public';",
@@ -4098,7 +4330,7 @@ class HealthTest(unittest.TestCase):
     def test_an_unchanged_heartbeat_is_timed_only_while_the_page_can_be_read(self):
         bench = PageBench()
         bench.after(0, (200, health_page()))
-        self.assertEqual(bench.after(20), asfc.HealthSign(True, "12:00:00", 20.0))
+        self.assertEqual(bench.after(20), asfc.HealthSign(True, "12:00:00", 20.0, "page"))
         self.assertFalse(bench.after(10, "connection refused").readable)
         self.assertFalse(bench.after(10, (200, health_page(database="unhealthy"))).readable)
         self.assertEqual(bench.after(10, (200, health_page())).unchanged_s, 0.0)
@@ -4107,6 +4339,12 @@ class HealthTest(unittest.TestCase):
         self.assertEqual(bench.watch.sign().unchanged_s, 15.0, "no reading says more than this")
         self.assertEqual(bench.after(7).unchanged_s, 31.0)
         self.assertEqual(bench.after(5, (200, health_page("12:00:05"))).unchanged_s, 0.0)
+
+    def test_a_heartbeat_is_not_timed_over_a_time_in_which_nobody_looked(self):
+        bench = PageBench()
+        bench.after(0, (200, health_page()))
+        self.assertEqual(bench.after(600).unchanged_s, 0.0)
+        self.assertEqual(bench.after(10).unchanged_s, 10.0)
 
     def test_evidence_that_is_too_old_is_none(self):
         bench = PageBench()
@@ -4129,6 +4367,198 @@ class HealthTest(unittest.TestCase):
             bench.watch.step()
         self.assertEqual(len(bench.lines), 1)
         self.assertIn("health_page_verify_tls", bench.lines[0])
+
+
+def job(number, host, beat, state="running"):
+    return asfc.SchedulerJob(number, host, state, "2026-11-22 " + beat)
+
+
+class JobBench:
+    """A world with a clock that is set by hand and a job table that is too."""
+    NAMES = {"a": ["a.example.org"], "b": [], "c": ["clone"], "d": ["clone"]}
+
+    def __init__(self, **changes):
+        self.time, self.answer, self.lines = 1000.0, None, []
+        self.log = logging.Logger("asfc-test-jobs")
+        self.log.addHandler(ListHandler(self.lines))
+        self.watch = asfc.JobWatch(self, settings(**changes), self, self.log)
+
+    def now(self):
+        return self.time
+
+    def describe(self):
+        return "the test's database"
+
+    def scheduler_jobs(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def after(self, seconds, *answer):
+        """Ask after a time; the answer is the rows of the table, or what else is given."""
+        self.time += seconds
+        self.answer = list(answer)
+        if answer and not isinstance(answer[0], asfc.SchedulerJob):
+            self.answer = answer[0]
+        self.pause_s = self.watch.step()
+        return self.watch.sign()
+
+    def moving(self):
+        return "".join(node for node in sorted(self.NAMES)
+                       if self.watch.moves_on(node, self.NAMES, self.time - 30.0))
+
+
+class JobWatchTest(unittest.TestCase):
+    AWAY = asfc.MetadataError("the database is away")
+
+    def test_a_row_that_is_first_seen_has_not_moved_and_counts_from_there(self):
+        bench = JobBench()
+        sign = bench.after(0, job(1, "a", "12:00:00"))
+        self.assertEqual(sign, asfc.HealthSign(True, "2026-11-22 12:00:00", 0.0, "table"))
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:00")).unchanged_s, 10.0)
+        sign = bench.after(10, job(2, "b", "12:00:15"), job(1, "a", "12:00:00"))
+        self.assertEqual(sign, asfc.HealthSign(True, "2026-11-22 12:00:00", 0.0, "table"))
+        self.assertEqual(bench.moving(), "")
+        sign = bench.after(5, job(2, "b", "12:00:20"), job(1, "a", "12:00:00"))
+        self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 12:00:20", 0.0))
+        self.assertEqual(bench.moving(), "b")
+        self.assertEqual(bench.after(7, job(2, "b", "12:00:20")).unchanged_s, 7.0)
+
+    def test_a_table_without_a_scheduler_is_read_too(self):
+        bench = JobBench()
+        self.assertEqual(bench.after(0), asfc.HealthSign(True, "never", 0.0, "table"))
+        self.assertEqual(bench.after(31), asfc.NO_HEALTH_SIGN._replace(
+            readable=True, heartbeat="never", source="table"), "nobody looked for 31 s")
+        self.assertEqual(bench.after(10).unchanged_s, 10.0)
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:00")).heartbeat, "never")
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:05")).heartbeat, "2026-11-22 12:00:05")
+
+    def test_a_wall_clock_that_jumps_changes_nothing(self):
+        bench = JobBench()
+        beats = ["12:00:00", "12:00:05", "11:00:10", "11:00:15", "23:00:20", "23:00:25"]
+        for number, beat in enumerate(beats):
+            sign = bench.after(10, job(1, "a", beat))
+            self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 " + beat, 0.0))
+            self.assertEqual(bench.moving(), "a" if number else "")
+        for seconds in (10, 20, 30, 40):
+            self.assertEqual(bench.after(10, job(1, "a", beats[-1])).unchanged_s, seconds)
+        self.assertEqual(bench.moving(), "", "a future heartbeat that stands is no life")
+
+    def test_a_stale_row_beside_one_that_moves_is_no_life_of_its_host(self):
+        bench = JobBench()
+        stale = job(9, "b", "23:00:00")     # by a clock that was hours ahead
+        for second in range(0, 60, 10):
+            sign = bench.after(10, stale, job(10, "a", "12:00:{:02d}".format(second)))
+        self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 12:00:50", 0.0))
+        self.assertEqual(bench.moving(), "a")
+
+    def test_two_rows_of_one_host_are_two_schedulers_and_either_one_is_life(self):
+        bench = JobBench()
+        for second in range(0, 60, 10):
+            sign = bench.after(10, job(2, "a", "12:00:{:02d}".format(second)),
+                               job(1, "a", "11:59:00"))
+        self.assertEqual((sign.unchanged_s, bench.moving()), (0.0, "a"))
+
+    def test_only_a_movement_that_surely_came_after_the_moment_counts_as_life_since_then(self):
+        bench = JobBench()
+        bench.after(0, job(1, "a", "12:00:00"))
+        bench.after(10, job(1, "a", "12:00:05"))   # seen at 1010, made after 1000
+        for since, moves in ((bench.time - 10.1, True), (bench.time - 10.0, False)):
+            self.assertEqual(bench.watch.moves_on("a", bench.NAMES, since), moves)
+
+    def test_what_changed_while_nobody_could_look_is_no_movement(self):
+        for missed in (self.AWAY, None, 600.0):
+            with self.subTest(missed):
+                bench = JobBench()
+                bench.after(0, job(1, "a", "12:00:00"))
+                if missed == 600.0:
+                    bench.time += missed
+                else:
+                    self.assertEqual(bench.after(10, missed), asfc.NO_HEALTH_SIGN)
+                sign = bench.after(10, job(1, "a", "12:00:15"))
+                self.assertEqual((sign.unchanged_s, bench.moving()), (0.0, ""))
+                bench.after(10, job(1, "a", "12:00:20"))
+                self.assertEqual(bench.moving(), "a")
+
+    def test_the_last_heartbeat_of_a_scheduler_that_ended_in_order_is_no_life(self):
+        bench = JobBench()
+        bench.after(0, job(1, "a", "12:00:00"))
+        sign = bench.after(10, job(1, "a", "12:00:07", state="success"))
+        self.assertEqual((sign.heartbeat, bench.moving()), ("2026-11-22 12:00:00", ""))
+        bench.after(10, job(1, "a", "12:00:07", "failed"))
+        bench.after(10, job(1, "a", "12:00:12", "failed"))   # Airflow lets such a one go on
+        self.assertEqual(bench.moving(), "a")
+
+    def test_evidence_that_is_too_old_is_none(self):
+        bench = JobBench()
+        self.assertEqual(bench.watch.sign(), asfc.NO_HEALTH_SIGN)
+        bench.after(0, job(1, "a", "12:00:00"))
+        bench.time += 30.1
+        self.assertEqual(bench.watch.sign(), asfc.NO_HEALTH_SIGN)
+
+    def test_a_database_that_can_not_be_read_is_no_evidence_and_told_once(self):
+        bench = JobBench()
+        for number in range(5):
+            error = asfc.MetadataError("away for the {}. time".format(number))
+            self.assertEqual(bench.after(10, error), asfc.NO_HEALTH_SIGN)
+            self.assertEqual(bench.pause_s, 10.0)
+        self.assertEqual(bench.lines, ["the job table gives no evidence: away for the 0. time"])
+        bench.after(10, job(1, "a", "12:00:00"))
+        bench.after(10, job(1, "a", "12:00:05"))
+        self.assertEqual(bench.lines[1:], ["the job table can be read: the test's database"])
+
+    def test_where_there_is_no_such_table_it_is_asked_for_once_a_minute(self):
+        bench = JobBench(poll_frequency=3.0)
+        for _ in range(3):
+            self.assertEqual(bench.after(60, None), asfc.NO_HEALTH_SIGN)
+            self.assertEqual(bench.pause_s, 60.0)
+        self.assertEqual(bench.lines, [
+            "the job table gives no evidence: there is none at the test's database"])
+        self.assertTrue(bench.after(60, job(1, "a", "12:00:00")).readable)
+        self.assertEqual(bench.pause_s, 3.0)
+        self.assertFalse(bench.after(3, None).readable, "it has vanished")
+        self.assertEqual((bench.pause_s, len(bench.lines)), (60.0, 3))
+
+    def test_it_asks_several_times_within_airflows_threshold(self):
+        bench = JobBench(poll_frequency=60.0)
+        bench.after(0)
+        self.assertEqual(bench.pause_s, 10.0)
+        bench.watch.ended = True
+        self.assertIsNone(bench.watch.step())
+        self.assertIsNone(asfc.JobWatch(bench, settings(), None, bench.log).step())
+
+    def test_the_table_goes_before_the_page_where_it_can_be_read(self):
+        table, page = (asfc.HealthSign(True, "x", 3.0, source) for source in ("table", "page"))
+        none = asfc.NO_HEALTH_SIGN
+        for signs, best in (((table, page), table), ((none, page), page), ((table, none), table),
+                            ((none, none), none)):
+            self.assertEqual(asfc.best_sign(*signs), best)
+
+    def test_a_host_name_means_one_node_or_nobody(self):
+        names = {"a": ["vm-a", "vm-a.example.org"], "b": ["B.Example.org."],
+                 "10.0.0.3": ["web.x.y"], "10.0.0.4": ["web.x.z", "localhost"],
+                 "e.one": ["clone", "e"], "f": ["clone"],
+                 "fe80::5": []}
+        means = {"a": "a", "A": "a", "vm-a": "a", "vm-a.example.org": "a", "vm-a.example.org.": "a",
+                 "vm-a.other.org": "a", "a.any.where": "a", "b.example.org": "b", "b": "b",
+                 "B": "b", "b.other.org": "b", "web.x.y": "10.0.0.3", "web.x.z": "10.0.0.4",
+                 "web": None, "web.x.q": None, "10.0.0.3": "10.0.0.3", "10.0.0.5": None,
+                 "10": None, "clone": None, "clone.x": None, "e.one": "e.one", "e": "e.one",
+                 "e.two": "e.one", "f": "f", "fe80::5": "fe80::5", "vm": None, "": None, ".": None,
+                 "localhost": None, "localhost.localdomain": None, "ip6-localhost": None,
+                 "127.0.1.1": None, "::1": None, "zz": None}
+        for host, node in means.items():
+            with self.subTest(host):
+                self.assertEqual(asfc.node_of_host(host, names), node)
+        self.assertIsNone(asfc.node_of_host("x.two", {"n": ["x.one"]}), "of another domain")
+        self.assertIsNone(asfc.node_of_host("localhost", {"localhost": []}))
+
+    def test_a_host_that_can_not_be_mapped_is_life_but_vetoes_nothing(self):
+        bench = JobBench()
+        for host in ("clone", "localhost", "elsewhere", ""):
+            bench.after(10, job(1, host, "12:00:00"))
+            self.assertEqual(bench.after(10, job(1, host, "12:00:05")).unchanged_s, 0.0)
+            self.assertEqual(bench.moving(), "")
 
 
 ###############################################################################
@@ -4434,6 +4864,32 @@ class VirtualMetadata(asfc.MetadataService):
         return "virtual metadata"
 
 
+class VirtualJobTable:
+    """Airflow's job table: each scheduler that lives and is not hung beats every 5 s there, by its
+    own host's wall clock; its row appears some seconds after its process."""
+    ROW_AFTER_S = 4.0
+
+    def __init__(self, cluster):
+        self.cluster, self.wall_s, self.rows, self.seen = cluster, {}, {}, {}
+
+    def describe(self):
+        return "virtual database"
+
+    def scheduler_jobs(self):
+        self.cluster.clock.wait(0.01)
+        now = self.cluster.clock.time
+        for name, model in self.cluster.models.items():
+            for main in model.mains:
+                began = self.seen.setdefault((name, main), now)
+                if now >= began + self.ROW_AFTER_S and name not in self.cluster.hung:
+                    text = "{:012.0f}".format(now // 5 * 5 + self.wall_s.get(name, 0.0))
+                    number, _ = self.rows.get((name, main), (len(self.rows) + 1, ""))
+                    self.rows[name, main] = number, text
+        jobs = [asfc.SchedulerJob(number, name + ".example.org", "running", text)
+                for (name, _), (number, text) in self.rows.items()]
+        return sorted(jobs, key=lambda job: job.heartbeat, reverse=True)
+
+
 class VirtualCluster:
     """Hosts a, b and c with a controller each, driven through virtual time by the controller's own
     code; the nodes are NodeModels, which are held against the real script in tests of their own."""
@@ -4448,7 +4904,7 @@ class VirtualCluster:
         for name, model in self.models.items():
             model.directory_id = "lock-" + name
         self.broken, self.cut, self.mails, self.lines = set(), set(), [], []
-        self.hung, self.heartbeat = set(), "never"
+        self.hung, self.heartbeat, self.job_table = set(), "never", None
         self.starts = self.most_alive = 0
         self.worlds, self.controllers, self.runs = {}, {}, {}
         self.keys = dict({"scheduler_nodes_in_cluster": ", ".join(names),
@@ -4465,7 +4921,7 @@ class VirtualCluster:
         log.addHandler(VirtualLog(self, name))
         self.controllers[name] = controller = asfc.FailoverController(
             world, configuration, self.metadata, asfc.Nodes(world, configuration), "lock-" + name,
-            lambda: self.models[name].gate, log)
+            lambda: self.models[name].gate, log, jobs=self.job_table)
         self.runs[name] = self.clock.spawn(world, controller.run, "controller")
 
     def kill_controller(self, name):
@@ -4617,42 +5073,68 @@ class VirtualHourTest(unittest.TestCase):
             self.assertIn("runs on b (pid {}, uid 33); it is not counted and not stopped".format(
                 pid), line)
 
-    def test_a_healthy_scheduler_is_never_taken_for_hung_however_long_the_poll_is(self):
-        for poll_s in (10, 60):
-            cluster = VirtualCluster(3, poll_frequency=poll_s)
+    @staticmethod
+    def cluster_with(source, **keys):
+        """A cluster whose schedulers' heartbeats are told by the page or by the table."""
+        cluster = VirtualCluster(3, **keys)
+        if source == "page":
             cluster.base_url = "http://page"
+        else:
+            cluster.job_table = VirtualJobTable(cluster)
+            cluster.job_table.wall_s["a"] = 1e6
+        return cluster
+
+    def test_a_healthy_scheduler_is_never_taken_for_hung_however_long_the_poll_is(self):
+        for source, poll_s in itertools.product(("page", "table"), (10, 60)):
+            cluster = self.cluster_with(source, poll_frequency=poll_s)
 
             def play(cluster=cluster):
                 for name in cluster.models:
                     cluster.start_controller(name)
                 cluster.clock.wait(200)
+                if cluster.job_table:
+                    cluster.job_table.wall_s["a"] -= 3600.0
                 cluster.kill_controller(cluster.active())
                 cluster.clock.wait(600)
             cluster.clock.drive(play)
-            self.assertEqual((poll_s, cluster.starts, cluster.home()), (poll_s, 1, "a"))
+            self.assertEqual((source, poll_s, cluster.starts, cluster.home()),
+                             (source, poll_s, 1, "a"))
 
     def test_a_hung_scheduler_is_replaced_within_the_time_of_the_table(self):
-        cluster = VirtualCluster(3)
-        cluster.base_url = "http://page"
+        for source in ("page", "table"):
+            cluster = self.cluster_with(source)
+
+            def play(cluster=cluster):
+                for name in cluster.models:
+                    cluster.start_controller(name)
+                cluster.clock.wait(300)
+                hung = cluster.models["a"].mains[0]
+                cluster.hung.add("a")
+                began = cluster.clock.time
+                while hung in cluster.models["a"].mains:
+                    cluster.clock.wait(0.1)
+                cluster.hung.clear()
+                while not cluster.home():
+                    cluster.clock.wait(0.1)
+                took_s = cluster.clock.time - began
+                cluster.clock.wait(300)
+                return took_s
+            took_s = cluster.clock.drive(play)
+            # Airflow's threshold, one heartbeat, two looks at it, one poll; then stop and start.
+            self.assertLess(took_s, 30 + 5 + 10 + 10 + 5 + cluster.START_S, source)
+            self.assertEqual((cluster.starts, cluster.most_alive), (2, 1), source)
+            self.assertTrue(any("it is hung" in line for line in cluster.lines))
+
+    def test_a_scheduler_that_hangs_before_its_first_heartbeat_is_replaced_too(self):
+        cluster = self.cluster_with("table")
+        cluster.hung.add("a")
 
         def play():
             for name in cluster.models:
                 cluster.start_controller(name)
-            cluster.clock.wait(300)
-            hung = cluster.models["a"].mains[0]
-            cluster.hung.add("a")
-            began = cluster.clock.time
-            while hung in cluster.models["a"].mains:
-                cluster.clock.wait(0.1)
-            cluster.hung.clear()
-            while not cluster.home():
-                cluster.clock.wait(0.1)
-            return cluster.clock.time - began
-        took_s = cluster.clock.drive(play)
-        # Airflow's threshold, one heartbeat, two looks at the page, one poll; then stop and start.
-        self.assertLess(took_s, 30 + 5 + 10 + 10 + 5 + cluster.START_S)
-        self.assertEqual((cluster.starts, cluster.most_alive), (2, 1))
-        self.assertTrue(any("it is hung" in line for line in cluster.lines))
+            cluster.clock.wait(600)
+        cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
 
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7) for _ in range(2)]
@@ -5208,10 +5690,14 @@ class DecisionTest(unittest.TestCase):
 
     def test_a_start_has_worked_when_it_lived_long_enough_or_its_heartbeat_moved(self):
         moved = asfc.HealthSign(True, "12:00:05", 1.0)
+        paged = SEEN._replace(heartbeat="12:00:00", source="page")
         cases = ((SEEN, asfc.NO_HEALTH_SIGN, ""),
                  (SEEN._replace(seen_at=4960.0), asfc.NO_HEALTH_SIGN, "worked"),
                  (SEEN._replace(heartbeat="12:00:00"), moved, "worked"),
-                 (SEEN._replace(seen_at=4960.0, heartbeat="12:00:05"), moved, ""))
+                 (SEEN._replace(seen_at=4960.0, heartbeat="12:00:05"), moved, ""),
+                 (paged, moved._replace(source="page"), "worked"),
+                 (paged, moved._replace(source="table"), ""),
+                 (paged._replace(seen_at=4960.0), moved._replace(source="table"), "worked"))
         for attempt, health, expected in cases:
             decision = asfc.decide(observed("a", {"a": "running"}, attempt=attempt, health=health),
                                    settings())
