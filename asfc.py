@@ -4903,27 +4903,6 @@ class NodeFacts(NamedTuple):
 NO_FACTS = NodeFacts()
 
 
-class NodeFacts(NamedTuple):
-    """What is known of a node beside its answer, all by the asker's own clock."""
-    version: Optional[int] = None        # of its record; None: it never wrote one
-    promise_s: Optional[float] = None    # F, as its record promises; None: no promise
-    record_age_s: float = 0.0            # since its record was seen to change
-    silent_s: float = 0.0                # since its last sign of life: an answer, a changed record
-    unanswered: int = 0                  # queries since then that had no answer, r apart
-    asked_in_move: bool = False          # the last of them carried the pair of this move
-    job_moves: bool = False              # its scheduler's heartbeat in Airflow's table moves
-    fence_failed: bool = False           # fence_command was tried lately and did not succeed
-
-    def silence_left_s(self) -> Optional[float]:
-        """How long its silence has to last yet until it proves something; None: for ever."""
-        if self.promise_s is None or self.job_moves:
-            return None
-        return max(0.0, silence_s(self.promise_s) - self.silent_s)
-
-
-NO_FACTS = NodeFacts()
-
-
 class Observation(NamedTuple):
     """All that a decision is made from. Saved, it is a test case."""
     now: float
