@@ -5705,6 +5705,7 @@ class FailoverController:
             self._stand_back()
             return None
         self._note_whether_it_runs(seen)
+        self._tell_of_nodes_that_stay(seen)
         decision = decide(seen, self._configuration)
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
@@ -5766,6 +5767,19 @@ class FailoverController:
                    "stand back for {:.0f} s".format(stand_back_s), logging.ERROR)
         self._post("gave the lease up", why="no node answers, while the others' records move")
         self.lease.release(stand_back_s)
+
+    def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
+        """Alert when a node stays possible for W beside the one that has the scheduler."""
+        running = seen.runs_on(seen.record.active_scheduler_node or "")
+        staying = [node for node in seen.record.possible_nodes[:-1] if running
+                   and not seen.proven_stopped(node)]
+        self._hard_to_remove = {node: self._hard_to_remove.get(node, seen.now) for node in staying}
+        for node, since in self._hard_to_remove.items():
+            if seen.now - since >= silence_s(self._configuration.promise_s):
+                self._hard_to_remove[node] = float("inf")  # told once
+                self.alerts.post("asfc: a scheduler may still run or start on {}".format(node),
+                                 self._report("Nothing proves that none runs on {}.".format(
+                                     seen.reason(node))))
 
     def _note_whether_it_runs(self, seen: Observation) -> None:
         """Keep the time when the scheduler was last seen, and tell of the time without one."""

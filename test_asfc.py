@@ -5511,6 +5511,376 @@ class LeaseTest(unittest.TestCase):
 
 
 ###############################################################################
+# Node records and this node ##################################################
+###############################################################################
+
+
+class ControllerBench(LeaseBench):
+    """Leases with their fence and node records, over one store, on a clock set by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.files, self.sent, self.list = {}, [], []
+
+    def boot_clock(self):
+        return "boot", self.time
+
+    def read_text(self, path):
+        return self.files.get(path)
+
+    def write_text(self, path, text, durable=True):
+        self.files[path] = text
+
+    def remove_file(self, path):
+        self.files.pop(path, None)
+
+    def host_names(self):
+        return ("host",)
+
+    def signal_process(self, process, number):
+        self.sent.append((process.pid, number))
+
+    def controller(self, node, no_promise="", state_dir_id=None, **changes):
+        """A lease with records and fence; its fence's file is of its own."""
+        changes.setdefault("state_dir_here", "/state-" + node)
+        configuration = settings(node_name=node, **changes)
+        lease = asfc.Lease(self, configuration, self, state_dir_id or "lock-" + node,
+                           lambda: None, self.log)
+        fence = asfc.SelfFence(self, configuration, 1000)
+        lease.nodes = asfc.NodeRecords(self, configuration, lease.instance,
+                                       state_dir_id or "lock-" + node, fence, no_promise, self.log)
+        return lease
+
+    def node(self, name):
+        found = self.records.get("node/" + name)
+        return asfc.NodeRecord.from_text(found.value) if found else None
+
+
+class NodeRecordsTest(unittest.TestCase):
+    def setUp(self):
+        self.bench = ControllerBench()
+
+    def test_each_controller_writes_its_own_record_with_its_promise_at_every_beat(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b", fence_grace_time=9.0,
+                                                                 promise_s=33.5)
+        for _ in range(3):
+            a.beat(), b.beat()
+            self.bench.time += 3
+        self.assertEqual((self.bench.node("a").promise_s, self.bench.node("b").promise_s),
+                         (29.5, 33.5))
+        self.assertEqual(a.nodes.views["b"].record.instance, b.instance)
+        self.assertEqual(self.bench.records["node/a"].version, self.bench.node("a").sequence + 1)
+        self.assertEqual(a.nodes.fence.deadline, self.bench.time - 3 + 20)
+        self.assertEqual(self.bench.files["/state-a/fence"].split()[1:],
+                         ["boot", "{:.0f}".format(100 * a.nodes.fence.deadline), "end"])
+
+    def test_nothing_is_promised_while_paused_with_keep_or_without_the_means(self):
+        cases = ((dict(on_metadata_loss="keep"), "keep"),
+                 (dict(no_promise="no rights"), "no rights"), ({}, ""))
+        for node, (changes, words) in zip("abc", cases):
+            lease = self.bench.controller(node, **changes)
+            lease.beat()
+            lease.beat()
+            record = self.bench.node(node)
+            self.assertEqual(record.promise_s is None, bool(words))
+            self.assertIn(words, record.no_promise)
+            self.assertEqual(lease.nodes.fence.deadline is None, bool(words))
+
+    def test_a_pause_takes_the_promise_back_and_the_fence_goes_on_until_that_is_confirmed(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        self.bench.put(self.bench.cluster()._replace(paused="by op"))
+        self.bench.fail = "before"
+        self.bench.time += 3
+        lease.beat()
+        self.assertIsNotNone(lease.nodes.fence.deadline)
+        self.bench.fail = ""
+        lease.beat()
+        lease.beat()
+        self.assertIsNone(self.bench.node("a").promise_s)
+        self.assertIsNone(lease.nodes.fence.deadline)
+        self.assertNotIn("/state-a/fence", self.bench.files)
+
+    def test_an_orderly_end_takes_the_promise_back_first_however_long_that_takes(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.leave()
+        self.bench.fail = "before"
+        for _ in range(5):
+            self.bench.time += 1
+            self.assertEqual(lease.beat(), 1.0)
+        self.bench.fail = ""
+        self.assertIsNone(lease.beat())
+        self.assertEqual((self.bench.node("a").promise_s, self.bench.cluster().holder), (None, ""))
+
+    def test_an_end_without_metadata_comes_when_the_node_has_fenced_itself(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.leave()
+        self.bench.fail = "before"
+        self.bench.time += 25
+        self.assertEqual(lease.beat(), 1.0)
+        lease.nodes.fence.clean = True
+        self.assertIsNone(lease.beat())
+
+    def test_a_passed_deadline_is_dealt_with_before_the_record_is_written_again(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        version = self.bench.records["node/a"].version
+        self.bench.time += 21
+        lease.expect_work(100)
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version)
+        lease.nodes.fence.clean = True
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version + 1)
+
+    def test_a_thawed_controller_writes_only_where_its_node_is_still_possible(self):
+        for possible, survives in ((("a",), True), (("b",), False), ((), True)):
+            self.setUp()
+            lease = self.bench.controller("a")
+            lease.beat()
+            lease.beat()
+            lease.nodes.fence.step()
+            self.bench.time += 100
+            self.bench.put(self.bench.cluster()._replace(possible_nodes=possible))
+            lease.nodes.fence.step()
+            lease.expect_work(100)
+            version = self.bench.records["node/a"].version
+            lease.beat()
+            self.assertEqual(self.bench.records["node/a"].version > version, survives)
+            self.assertEqual(lease.nodes.fence.has_chance(), survives)
+
+    def test_a_stuck_main_loop_stops_the_heartbeat_but_not_the_nodes_record(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.expect_work(10)
+        self.bench.time += 41
+        lease.nodes.fence.clean = True
+        versions = [self.bench.records[name].version for name in ("cluster", "node/a")]
+        lease.beat()
+        self.assertEqual([self.bench.records[name].version for name in ("cluster", "node/a")],
+                         [versions[0], versions[1] + 1])
+
+    def test_a_second_controller_of_the_same_name_is_refused_and_the_first_goes_on(self):
+        first = self.bench.controller("a")
+        first.beat()
+        second = self.bench.controller("a", state_dir_id="other")
+        second.beat()
+        self.bench.time += 3
+        first.beat()
+        with self.assertRaisesRegex(asfc.RefusedError, "another controller calls itself a"):
+            second.beat()
+        self.bench.time += 3
+        first.beat()
+        self.assertEqual(self.bench.node("a").instance, first.instance)
+
+    def test_a_node_with_a_new_state_directory_takes_its_name_over_after_h_of_silence(self):
+        self.bench.controller("a").beat()
+        self.bench.time += 5
+        again = self.bench.controller("a", state_dir_id="new", state_dir_here="/new")
+        for seconds, written in ((0, False), (3, False), (26.9, False), (0.2, True)):
+            self.bench.time += seconds
+            again.beat()
+            self.assertEqual(self.bench.node("a").instance == again.instance, written)
+
+    def test_settings_and_versions_that_differ_are_told_once(self):
+        lines = []
+        log = ListHandler(lines)
+        self.bench.log.addHandler(log)
+        self.addCleanup(self.bench.log.removeHandler, log)
+        a = self.bench.controller("a")
+        b = self.bench.controller("b", fence_grace_time=9.0)
+        for _ in range(4):
+            a.beat(), b.beat()
+            self.bench.time += 3
+        told = [line for line in lines if "fence_grace_time" in line]
+        self.assertEqual(sorted(told), [
+            "fence_grace_time is 5.0 on a and 9.0 on b: it should be the same on all nodes",
+            "fence_grace_time is 9.0 on b and 5.0 on a: it should be the same on all nodes"])
+
+    def test_a_record_that_fell_back_is_not_trusted_until_it_rises(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        for _ in range(4):
+            a.beat(), b.beat()
+        a.beat()
+        self.bench.records["node/b"] = self.bench.records["node/b"]._replace(version=1)
+        a.beat()
+        self.assertFalse(a.nodes.views["b"].trusted)
+        b.beat(), b.beat(), a.beat()
+        self.assertTrue(a.nodes.views["b"].trusted)
+
+    def test_events_are_kept_in_order_and_bounded_and_outlive_an_outage(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        event = asfc.HistoryEvent("now", "a", 1, 0, "first")
+        a.beat(), b.beat()
+        self.bench.fail = "after"
+        a.nodes.post(event)
+        a.beat()
+        self.bench.fail = ""
+        b.nodes.post(event._replace(what="second"))
+        b.beat(), a.beat(), b.beat(), a.beat()
+        for number in range(300):
+            a.nodes.post(event._replace(what=str(number)))
+        a.beat()
+        events = asfc.HistoryEvent.all_from_text(self.bench.records["history"].value)
+        self.assertEqual((len(events), events[-1].what), (asfc.HISTORY_LENGTH, "299"))
+
+    def test_restored_metadata_makes_every_node_possible_in_a_term_above_all(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        a.beat(), b.beat(), a.beat()
+        self.bench.put(self.bench.cluster()._replace(possible_nodes=("a",), assigned=True))
+        a.beat()
+        backup = dict(self.bench.records)
+        self.assertTrue(a.update(lambda record: record._replace(
+            move=4, possible_nodes=("b",), started=True)))
+        self.bench.records = backup
+        a.beat()
+        self.assertTrue(a.active and a.fell_back)
+        self.assertTrue(a.raise_term(asfc.Pair(5, 0)))
+        record = self.bench.cluster()
+        self.assertEqual((record.term, sorted(record.possible_nodes), record.assigned, a.fell_back),
+                         (6, ["a", "b", "c"], False, False))
+        a.beat()
+        self.assertTrue(a.may_act())
+
+    def test_a_claim_of_restored_metadata_exceeds_what_the_own_gate_holds(self):
+        self.bench.put(asfc.ClusterRecord("c", 5, 2, holder="x", instance="x",
+                                          possible_nodes=("x",), assigned=True))
+        lease = self.bench.lease("b", gate=asfc.Gate(asfc.Pair(7, 1), "y", "c", "b"))
+        for _ in range(12):
+            lease.beat()
+            self.bench.time += 3
+        record = self.bench.cluster()
+        self.assertEqual((record.holder, record.term, record.possible_nodes, record.assigned),
+                         ("b", 8, ("x", "a", "b", "c"), False))
+
+
+class NodesBench:
+    """Stands for Nodes in an OwnNode: it answers with the report that it was given."""
+
+    def __init__(self, report):
+        self.report, self.stamps = report, []
+
+    def query_own(self, stamp):
+        self.stamps.append(stamp)
+        return self.report
+
+    def look(self, names):
+        return {name: self.report._replace(gate=None) for name in names}
+
+
+class OwnNodeTest(unittest.TestCase):
+    """The local guard: a scheduler on a node where none may run."""
+
+    def setUp(self):
+        self.bench = ControllerBench()
+        self.lease = self.bench.controller("b")
+        self.record = asfc.ClusterRecord(
+            "cluster", 3, 5, holder="a", instance="me", possible_nodes=("a",), assigned=True,
+            started=True)
+        self.bench.put(self.record)
+        self.nodes = NodesBench(report_of("b", "running"))
+        self.own = asfc.OwnNode(self.bench, settings(node_name="b"), self.nodes, self.lease,
+                                self.lease.nodes, self.bench.log)
+
+    def rounds(self, count=1, moves=True):
+        """So many times: the holder's heartbeat, this controller's read, its look at its node."""
+        for _ in range(count):
+            if moves:
+                self.bench.put(self.record)
+            self.bench.time += 3
+            self.lease.beat()
+            self.bench.time += 0.1
+            self.own.step()
+
+    def test_one_that_may_not_run_here_is_ended_after_it_was_listed_and_the_record_read(self):
+        self.rounds()
+        self.assertEqual(self.bench.sent, [])
+        self.rounds()
+        self.assertEqual(self.bench.sent, [(70, signal.SIGTERM)])
+        self.rounds(2)
+        self.assertEqual(self.bench.sent[-1], (70, signal.SIGKILL))
+        self.assertEqual(self.nodes.stamps[0], asfc.Stamp("cluster", PAIR, "me"))
+
+    def test_it_is_left_alone_where_anything_is_in_doubt(self):
+        gate = asfc.Gate(asfc.Pair(3, 6), "me", "cluster", "b")
+        running = report_of("b", "running")
+        for what, record, report in (
+                ("it is possible", dict(possible_nodes=("b", "a")), running),
+                ("no assignment exists", dict(assigned=False), running),
+                ("paused", dict(paused="by op"), running),
+                ("the gate is ahead", {}, running._replace(gate=gate)),
+                ("another cluster's gate", {}, running._replace(
+                    gate=gate._replace(pair=PAIR, cluster="other"))),
+                ("the lock was held", {}, running._replace(gate=None)),
+                ("none runs", {}, report_of("b", "stopped"))):
+            with self.subTest(what):
+                self.setUp()
+                self.record = self.record._replace(**record)
+                self.nodes.report = report
+                self.bench.put(self.record)
+                self.rounds(4)
+                self.assertEqual(self.bench.sent, [])
+
+    def test_it_is_left_alone_when_nobody_has_reigned_for_h(self):
+        self.rounds(2)
+        sent = len(self.bench.sent)
+        self.lease._calm_reads = -1000   # this one does not claim
+        self.rounds(11, moves=False)
+        del self.bench.sent[:]
+        self.rounds(2, moves=False)
+        self.assertEqual((sent, self.bench.sent), (1, []))
+
+    def test_without_a_holder_the_gate_is_not_touched(self):
+        self.record = self.record._replace(holder="", instance="")
+        self.lease._stand_back_until = 1e9
+        self.rounds(3)
+        self.assertEqual(self.nodes.stamps, [])
+        self.assertEqual(self.bench.node("b").gate, None)
+
+
+class PromisesThatCanBeKept(unittest.TestCase):
+    def test_only_who_may_signal_a_scheduler_that_nothing_brings_back_promises(self):
+        class Recorded:
+            def user_id(self, name):
+                return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+
+            def run(self, commands):
+                return [asfc.CommandResult(*self.shown)]
+        unit = "sudo -n systemctl restart airflow-scheduler"
+        shown = "Restart={}\nUnitFileState={}\n"
+        cases = (
+            ("", "", None, ""), ("me", "", None, ""), ("airflow", "", None, "another user"),
+            ("nobody-here", "", None, "no user nobody-here"),
+            ("", unit, (0, shown.format("no", "disabled"), ""), ""),
+            ("", unit, (0, shown.format("no", "static"), ""), ""),
+            ("", unit, (0, shown.format("always", "disabled"), ""), "Restart=always"),
+            ("", unit, (0, shown.format("no", "enabled"), ""), "is enabled"),
+            ("", unit, (0, shown.format("no", "enabled-runtime"), ""), "is enabled"),
+            ("", unit, (1, "", "Failed to connect to bus"), "does not tell"),
+            ("", unit, (None, "", "", "no such program"), "does not tell"),
+            ("", "/opt/start-scheduler", None, ""))
+        for user, command, answer, words in cases:
+            with self.subTest((user, command, answer)):
+                world = Recorded()
+                world.shown = answer
+                why = asfc.why_no_promise(world, settings(
+                    scheduler_user=user, airflow_scheduler_start_command=command))
+                self.assertEqual((bool(why), words in why), (bool(words), True), why)
+
+    def test_the_unit_is_found_in_a_start_command(self):
+        for command, unit in (
+                ("systemctl start x", "x"), ("/usr/bin/systemctl restart a@b", "a@b"),
+                ("sudo systemctl --no-block restart x.service", "x.service"),
+                ("airflow scheduler -D", ""), ("systemctl stop x", "")):
+            self.assertEqual(asfc.systemd_unit(command), unit)
+
+
+###############################################################################
 # Decision ####################################################################
 ###############################################################################
 
@@ -5534,7 +5904,7 @@ def report_of(node, state, pair=PAIR, **fields):
 
 
 def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_SIGN, alive_s=500.0,
-             cleaned=(), **fields):
+             cleaned=(), facts=None, fell_back=False, raises=0, **fields):
     record = asfc.ClusterRecord(
         cluster="cluster", term=3, move=5, holder="a", instance="me",
         possible_nodes=tuple(possible), assigned=True, started=True,
@@ -5544,7 +5914,7 @@ def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_S
     for node in "abc":
         reports.setdefault(node, report_of(node, "stopped"))
     return asfc.Observation(now, record, "me", reports, attempt, health, alive_s,
-                            frozenset(cleaned))
+                            frozenset(cleaned), facts or {}, fell_back, raises)
 
 
 def in_words(decision):
@@ -5556,6 +5926,10 @@ def in_words(decision):
             if "possible_nodes" in parts:
                 parts = ["possible=" + "".join(action.fields["possible_nodes"])]
             words.append(" ".join(parts + ["new"] * action.new_move))
+        elif isinstance(action, asfc.FenceNode):
+            words.append("fence " + action.node)
+        elif isinstance(action, asfc.RaiseTerm):
+            words.append("raise above {}".format(action.above))
         else:
             verb = "start" if isinstance(action, asfc.StartScheduler) else "stop"
             words.append(verb + " " + action.node)
@@ -5570,6 +5944,9 @@ TWO = (asfc.Process(70, 7000, 1, 70, 1000, "one"), asfc.Process(90, 9000, 1, 90,
 ENDED = asfc.Intent(asfc.Pair(3, 5), "me", False, 40.0, 6.0)
 JUST_ENDED = ENDED._replace(ended_s=1.0)
 LONG = asfc.Intent(asfc.Pair(3, 5), "me", True, 100.0, None)
+# a's record has not changed for longer than W = 32.45 s, and two queries had no answer.
+SILENT = asfc.NodeFacts(7, 29.5, 33.0, 33.0, 2, True)
+VOUCHED = (asfc.Vouch("a", 7, "op confirmed that it is off"),)
 STUCK = asfc.HealthSign(True, "12:00:00", 31.0)
 SEEN = asfc.Attempt("a", asfc.Pair(3, 5), 4990.0, "", seen_at=4991.0)
 
@@ -5677,6 +6054,73 @@ class DecisionTest(unittest.TestCase):
             observed("a", {"a": "running"}, health=STUCK, alive_s=34.0), "", "no action"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
+        "silent for W: the move begins after one query without an answer": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)}),
+            "possible=ab new", "moving the scheduler to b from a: no answer within 5 s; silent"),
+        "silent, and not asked since the move began: the start waits": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(asked_in_move=False)},
+                     started=False), "", "waiting until a has been silent"),
+        "silent, asked only once: the start waits": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)},
+                     started=False), "", "waiting until a has been silent"),
+        "silent for W, asked twice and in this move: started elsewhere": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT}, started=False),
+            "possible=b; start b", "silent for 33 s"),
+        "silent for less than W": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(silent_s=32.4)}), "",
+            "waiting until a"),
+        "silent without a promise": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)}), "",
+            "it has made no promise"),
+        "silent, but its scheduler's heartbeat moves in the job table": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(job_moves=True)},
+                     started=False), "", "heartbeat moves in Airflow's table"),
+        "a node that is not needed any more leaves the list by its silence": (
+            observed("ab", {"a": "silent", "b": "running"}, facts={"a": SILENT}),
+            "possible=b", "only b can have a scheduler now: a: no answer"),
+        "an answer that is not clear is no silence": (
+            observed("ab", {"a": "refused"}, facts={"a": SILENT}, started=False), "",
+            "a scheduler may run on a"),
+        "a person's word that it is off": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)},
+                     started=False, vouched=VOUCHED), "possible=b; start b", "confirmed that it"),
+        "a person's word begins the move, too": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)},
+                     vouched=VOUCHED), "possible=ab new", "op confirmed"),
+        "a word lapses when the node's record has changed": (
+            observed("ab", {"a": "silent"}, facts={"a": asfc.NodeFacts(8)}, started=False,
+                     vouched=VOUCHED), "", "a scheduler may run on a"),
+        "a word lapses when the node answers": (
+            observed("ab", {"a": report_of("a", "stopped", asfc.Pair(3, 4))}, started=False,
+                     facts={"a": SILENT}, vouched=VOUCHED), "", "a scheduler may run on a"),
+        "only ssh is broken: its own record proves, and another node is taken": (
+            observed("a", {"a": report_of("a", "stopped", by_record=True)}), "possible=ab new",
+            "moving the scheduler to b from a"),
+        "only ssh is broken, and it runs": (
+            observed("a", {"a": report_of("a", "running", by_record=True)}), "", "no action"),
+        "a node whose promise has run out takes no start": (
+            observed("a", {}, facts={"a": asfc.NodeFacts(7, 29.5, 16.0, 1.0)}), "possible=ab new",
+            "moving the scheduler to b"),
+        "a node that promises is taken before one that does not": (
+            observed("a", {}, failed=FAILED_A, facts={
+                "b": asfc.NodeFacts(7), "c": asfc.NodeFacts(7, 29.5, 1.0)}), "possible=ac new",
+            "moving the scheduler to c"),
+        "paused": (
+            observed("a", {}, paused="by op: upgrade"), "", "PAUSED (by op: upgrade)"),
+        "a gate ahead of the metadata": (
+            observed("a", {"b": report_of("b", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "cluster", "b"))}), "raise above 9.2", "b has heard of 9.2"),
+        "an equal gate of another instance": (
+            observed("a", {"b": report_of("b", "refused", gate=asfc.Gate(
+                PAIR, "x", "cluster", "b"))}), "raise above 3.5", "restored from a backup"),
+        "the metadata has fallen back": (
+            observed("a", {}, fell_back=True), "raise above 3.5", "it has fallen back"),
+        "a gate of another cluster": (
+            observed("a", {"a": report_of("a", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "another", "a"))}), "", "may run on a"),
+        "two databases raise for ever: at some time it is enough": (
+            observed("a", {"a": report_of("a", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "cluster", "a"))}, raises=4), "", "share one database"),
         "an old failure is forgotten": (
             observed("a", {"a": "running"}, failed=FAILED_A), "failed", "no action"),
     }
@@ -5687,6 +6131,26 @@ class DecisionTest(unittest.TestCase):
                 decision = asfc.decide(seen, settings())
                 self.assertEqual(in_words(decision), actions)
                 self.assertIn(words, decision.sentence)
+
+    def test_fence_command_goes_before_silence_and_silence_counts_when_it_has_failed(self):
+        with_command = settings(fence_command="switch-off")
+        for facts, actions in (
+                (SILENT, "fence a"), (SILENT._replace(promise_s=None), "fence a"),
+                (SILENT._replace(silent_s=29.9), ""), (SILENT._replace(unanswered=1), ""),
+                (SILENT._replace(job_moves=True), ""),
+                (SILENT._replace(fence_failed=True), "possible=b; start b"),
+                (SILENT._replace(fence_failed=True, promise_s=None), "")):
+            seen = observed("ab", {"a": "silent"}, facts={"a": facts}, started=False)
+            with self.subTest(facts):
+                self.assertEqual(in_words(asfc.decide(seen, with_command)), actions)
+        seen = observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)})
+        self.assertEqual(in_words(asfc.decide(seen, with_command)), "", "one more query first")
+
+    def test_a_turn_is_due_when_a_silence_ends(self):
+        for facts, again_s in ((SILENT._replace(silent_s=30.0), 2.45), (SILENT._replace(
+                unanswered=1), 1.0), (SILENT._replace(silent_s=5.0), 10.0)):
+            seen = observed("ab", {"a": "silent"}, facts={"a": facts}, started=False)
+            self.assertAlmostEqual(asfc.decide(seen, settings()).again_s, again_s)
 
     def test_a_start_has_worked_when_it_lived_long_enough_or_its_heartbeat_moved(self):
         moved = asfc.HealthSign(True, "12:00:05", 1.0)
