@@ -5575,8 +5575,8 @@ class NodeRecordsTest(unittest.TestCase):
                          ["boot", "{:.0f}".format(100 * a.nodes.fence.deadline), "end"])
 
     def test_nothing_is_promised_while_paused_with_keep_or_without_the_means(self):
-        cases = ((dict(on_metadata_loss="keep"), "keep"),
-                 (dict(no_promise="no rights"), "no rights"), ({}, ""))
+        cases = (({"on_metadata_loss": "keep"}, "keep"),
+                 ({"no_promise": "no rights"}, "no rights"), ({}, ""))
         for node, (changes, words) in zip("abc", cases):
             lease = self.bench.controller(node, **changes)
             lease.beat()
@@ -5810,9 +5810,9 @@ class OwnNodeTest(unittest.TestCase):
         gate = asfc.Gate(asfc.Pair(3, 6), "me", "cluster", "b")
         running = report_of("b", "running")
         for what, record, report in (
-                ("it is possible", dict(possible_nodes=("b", "a")), running),
-                ("no assignment exists", dict(assigned=False), running),
-                ("paused", dict(paused="by op"), running),
+                ("it is possible", {"possible_nodes": ("b", "a")}, running),
+                ("no assignment exists", {"assigned": False}, running),
+                ("paused", {"paused": "by op"}, running),
                 ("the gate is ahead", {}, running._replace(gate=gate)),
                 ("another cluster's gate", {}, running._replace(
                     gate=gate._replace(pair=PAIR, cluster="other"))),
