@@ -2959,7 +2959,7 @@ class NodePair:
             cluster = "c2"
         elif kind < 0.85:
             node = "b"
-        verb = rng.choice(verbs)
+        verb = rng.choice(verbs + ("stop",) * 4 * bool(self.model.mains))
         stamp = None if verb == "look" else asfc.Stamp(cluster, pair, instance)
         keep = None
         if verb == "stop" and self.model.mains:
@@ -2988,11 +2988,15 @@ class NodePair:
                 self.request_frozen(request, point, other, thaw=False)
             elif kind < 0.90:
                 if rng.random() < 0.5:
-                    other = self.random_request(rng, ["query"])._replace(own=True)
+                    other = self.random_request(rng, ("query",))._replace(
+                        keep=None, verb="query", own=True)
+                if rng.random() < 0.5:
+                    request, point = self.random_request(rng, ("start",)), "intent written"
+                    fence = rng.choice(self.RUN_OUT)
                 self.request_frozen(request, point, other, True, fence)
             elif kind < 0.95:
                 self.request_both(request, other)
-            if rng.random() < 0.3:
+            if rng.random() < 0.4:
                 self.event()
 
     def close(self):
@@ -3068,7 +3072,8 @@ class NodeModelTests(unittest.TestCase):
             return  # so few don't always come to everything
         exercised = run_node_model(300)
         for what in NodePair.REFUSALS + (
-                "killed", "frozen", "own", "held", "directory", "running", "stopped", "unknown",
+                "killed", "frozen", "frozen until the promise has run out", "own", "held",
+                "directory", "running", "stopped", "unknown",
                 "the start command was launched", "there was nothing to stop",
                 "not started: a scheduler runs there already",
                 "not started: an earlier start is still under way",
@@ -3299,9 +3304,10 @@ class JudgeTests(unittest.TestCase):
                          ["60:98900:60:1:1"])
 
 
-def environment_of(pid):
-    """A process's environment, each variable between two zeros."""
-    return "\0" + read_file("/proc/{}/environ".format(pid))
+def marker_of(pid):
+    """What a process's environment has as ASFC_NODE."""
+    return [variable for variable in read_file("/proc/{}/environ".format(pid)).split("\0")
+            if variable.startswith("ASFC_NODE=")]
 
 
 class NodeTestCase(unittest.TestCase):
@@ -3605,6 +3611,7 @@ class StartTests(NodeTestCase):
                                    nodes.stop("a", stamped(1, move))):
                         self.assertEqual((report.state, report.intent, report.refused),
                                          (asfc.STOPPED, None, ""))
+            self.assertFalse(os.path.exists(sandbox.path("state", "start.out")), "not even begun")
             self.assertEqual(sandbox.scheduler.started(), [])
             sandbox.promise(100)
             self.started(sandbox, stamped(2, 0))
@@ -3655,7 +3662,7 @@ class StartTests(NodeTestCase):
                     launcher = int(sandbox.read("state/intent").split()[4])
                     words = read_file("/proc/{}/cmdline".format(launcher)).split("\0")
                     self.assertEqual(words[3], "asfc-start@a")
-                    self.assertIn("\0ASFC_NODE=a\0", environment_of(launcher))
+                    self.assertEqual(marker_of(launcher), ["ASFC_NODE=a"])
                 if terminal:   # it would end with the scheduler
                     os.kill(pid, signal.SIGKILL)
 
@@ -3674,7 +3681,7 @@ class StartTests(NodeTestCase):
                 self.seen(sandbox, stamped(1, 1))
                 wait_until(lambda of=sandbox: len(processes_with(of.bin)) >= 3, 5, "its children")
                 for pid, arguments in processes_with(sandbox.bin):
-                    self.assertIn("\0ASFC_NODE=a\0", environment_of(pid), arguments)
+                    self.assertEqual(marker_of(pid), ["ASFC_NODE=a"], arguments)
                 note = "echo status ${{ASFC_NODE-none}} >>{}; exit 0".format(sandbox.path("notes"))
                 configuration.airflow_scheduler_status_command = note
                 configuration.airflow_scheduler_stop_command = note.replace("status", "stop")
