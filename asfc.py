@@ -47,6 +47,7 @@ import base64
 import collections
 import configparser
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -3208,6 +3209,7 @@ finish
 """
 
 
+@functools.lru_cache(maxsize=None)
 def _stripped(script: str) -> str:
     """A script without comments, blank lines and indentation."""
     lines = [line.strip() for line in script.splitlines()]
@@ -3868,8 +3870,10 @@ class NodeRecords:
 
     def _take(self, name: str, found: Record) -> None:
         node, now = name[len(NODE_PREFIX):], self._world.now()
-        record = NodeRecord.from_text(found.value)
         before = self.views.get(node)
+        if before and before.version == found.version and name != self._own:
+            return
+        record = NodeRecord.from_text(found.value)
         if name == self._own:
             self._take_own(found, record)
         if record is None:
@@ -4002,7 +4006,12 @@ NO_HEALTH_SIGN = HealthSign(False, "", 0.0)
 
 
 def best_sign(table: HealthSign, page: HealthSign) -> HealthSign:
-    """The job table's sign where it can be read, else the page's: the page only repeats it."""
+    """Of two signs that can be read the livelier one: hung is only who stands still in both.
+
+    The table that asfc finds may be another database's than the scheduler's.
+    """
+    if table.readable and page.readable:
+        return min(table, page, key=lambda sign: sign.unchanged_s)
     return table if table.readable else page
 
 
@@ -4205,15 +4214,15 @@ class JobWatch(_Watch):
         return HealthSign(True, readings.heartbeat, readings.read_at - readings.unchanged_since,
                           TABLE)
 
-    def moves_on(self, node: str, names: Mapping[str, Iterable[str]], since: float) -> bool:
-        """Whether a scheduler on this node was seen to live after a moment on this host's clock.
+    def moved_at(self, node: str, names: Mapping[str, Iterable[str]]) -> Optional[float]:
+        """A moment at which a scheduler on this node surely lived, on this host's clock; or None.
 
         `names` are the names of all nodes, as for `node_of_host`: only a host that can be nobody
-        else counts. A yes forbids to take the node for dead; a no proves nothing. A last heartbeat
-        before that moment may be seen up to `pause_s` later.
+        else counts. A heartbeat that was seen to move may have been made up to a pause earlier.
         """
-        return any(at - self.pause_s() > since and node_of_host(host, names) == node
-                   for host, at in self._readings.moved_at.items())
+        moments = [at - self.pause_s() for host, at in self._readings.moved_at.items()
+                   if node_of_host(host, names) == node]
+        return max(moments) if moments else None
 
 
 ###############################################################################
@@ -5530,20 +5539,26 @@ class SignsOfLife:
         spread_s = asked[-1][0] - asked[0][0] if asked else 0.0
         unanswered = min(len(asked), 1 if spread_s < self._configuration.retry_interval_s else 2)
         failed_at = self._fence_failed_at.get(node)
+        promise_s = view.record.promise_s if view and view.trusted else None
         return NodeFacts(
-            view.version if view else None,
-            view.record.promise_s if view and view.trusted else None,
+            view.version if view else None, promise_s,
             now - view.changed_at if view else 0.0, silent_s, unanswered,
-            bool(asked and asked[-1][1] == pair), self._job_moves(node, life_at),
+            bool(asked and asked[-1][1] == pair), self._job_moves(node, life_at, promise_s),
             failed_at is not None and now - failed_at < self.FENCE_RETRY_S)
 
-    def _job_moves(self, node: str, life_at: float) -> bool:
-        """Whether Airflow's table shows its scheduler alive while all else of it is silent."""
+    def _job_moves(self, node: str, life_at: float, promise_s: Optional[float]) -> bool:
+        """Whether Airflow's table shows its scheduler alive while all else of it is silent.
+
+        Its last heartbeat may follow its last sign of life by a pause, and the veto ends when that
+        has stood still for as long as a silence has to last.
+        """
         views = self._records.views
         names = {name: views[name].record.host_names if name in views else ()
                  for name in set(self._configuration.scheduler_nodes_in_cluster) | set(views)}
-        # Its last heartbeat may follow its last sign of life by that much.
-        return self._jobs.moves_on(node, names, life_at + self._jobs.pause_s())
+        moved_at = self._jobs.moved_at(node, names)
+        return promise_s is not None and moved_at is not None \
+            and moved_at > life_at + self._jobs.pause_s() \
+            and self._world.now() - moved_at < silence_s(promise_s)
 
     def fence_failed(self, node: str) -> None:
         self._fence_failed_at[node] = self._world.now()
