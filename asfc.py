@@ -10,14 +10,16 @@ command-line client of the database (none for SQLite). It never imports Airflow.
 
 What it promises
     At most one controller is active, and what it sends takes effect on a node only until that node
-    has heard of a newer one. At most one scheduler runs. No lost or unclear answer is ever read as
-    "not running". Stopping, upgrading or losing controllers does not touch a healthy scheduler.
+    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault one
+    runs again without a person, wherever its node had promised to fence itself or fence_command is
+    set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing or
+    losing controllers does not touch a healthy scheduler.
 
 What it does not promise
-    While a node where a scheduler may run does not answer, nothing is started anywhere: in this
-    version its silence proves nothing. asfc then waits, alerts, and says whose answer it waits for.
-    A scheduler that a person starts by hand runs beside the other until the next turn; one that
-    SIGKILL can't end runs on.
+    A host that its hypervisor suspends for longer than W and wakes again runs its scheduler beside
+    the new one for some seconds. So does one whose controller is dead for good and which is cut off
+    after that: two faults. A scheduler that a person starts by hand runs beside the other until the
+    next turn; one that SIGKILL can't end runs on. fence_command or a hardware watchdog help.
 
 The clock
     CLOCK_BOOTTIME of each host, never a wall clock, and never two hosts' clocks compared. Only
@@ -35,12 +37,17 @@ The words
     intent     a start that a node has begun and whose process it has not seen yet
     possible nodes   all nodes where a scheduler may be alive or may still start
     instance   the random id of one run of a controller
+    promise    of a node, in its record: when its controller has not written the record for F, no
+               scheduler lives there any more, for the controller has fenced its own node
+    silence    no sign of life from a node for W = 1.1 F: then it has kept its promise
+    fencing    ending a scheduler that may not run: by its own controller, or from outside by
+               fence_command, which switches the host off
     h, i, c    heartbeat timeout, heartbeat interval (h / 10), time limit of a query to a node
 
 The order of this file
-    errors, the door to the world, configuration, values, metadata services, nodes, health evidence,
-    alerts, lease, decision, the failover controller, the demo, the command line. Each section uses
-    only what stands above it.
+    errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
+    node records, health evidence, alerts, lease, this node, decision, the failover controller, the
+    demo, the command line. Each section uses only what stands above it.
 """
 import argparse
 import base64
@@ -5702,6 +5709,8 @@ class FailoverController:
         record = self.lease.record
         if record is None:
             self._tell("standby: the metadata is not known yet")
+        elif record.instance == self.lease.instance:
+            return None  # a claim of mine is just being confirmed
         elif not record.holder:
             self._tell("standby: nobody is active yet")
         else:
