@@ -240,6 +240,7 @@ class World:
     # name for it; its number on Linux is 7. CLOCK_MONOTONIC would stand still in a suspend.
     CLOCK = getattr(time, "CLOCK_BOOTTIME", 7)
     PATIENCE_S = 5.0   # for loops that nobody waits for, at the end of the process
+    SIGNAL_WAIT_S = 0.5
 
     def __init__(self) -> None:
         self._wakers: Dict[str, threading.Event] = {}
@@ -309,7 +310,10 @@ class World:
         for thread in threads.values():
             thread.start()
         for name in awaited:
-            threads[name].join()
+            while threads[name].is_alive():
+                # The kernel may give a signal to another thread; its handler runs in this one, and
+                # only when this one wakes by itself.
+                threads[name].join(self.SIGNAL_WAIT_S)
         for thread in threads.values():
             thread.join(self.PATIENCE_S)
 
