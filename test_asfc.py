@@ -767,6 +767,22 @@ class DoorTest(unittest.TestCase):
                 with self.assertRaises(OSError):
                     self.world.http_get(url, 5)
 
+    def test_a_signal_that_the_kernel_gives_to_another_thread_is_not_lost(self):
+        program = (
+            "import asfc, signal, threading\n"
+            "world, asked = asfc.World(), []\n"
+            "world.on_stop_signal(asked.append)\n"
+            "sent = []\n"
+            "def step():\n"
+            "    if not sent:\n"
+            "        sent.append(signal.pthread_kill(threading.get_ident(), signal.SIGTERM))\n"
+            "    return None if asked else 0.05\n"
+            "world.run_loops({'loop': step}, ('loop',))\n"
+            "print(asked)\n")
+        ended = subprocess.run([sys.executable, "-c", program], cwd=HERE, timeout=20,
+                               stdout=subprocess.PIPE, universal_newlines=True)
+        self.assertEqual(ended.stdout, "['SIGTERM']\n")
+
 
 ###############################################################################
 # Configuration ###############################################################
