@@ -10,14 +10,16 @@ command-line client of the database (none for SQLite). It never imports Airflow.
 
 What it promises
     At most one controller is active, and what it sends takes effect on a node only until that node
-    has heard of a newer one. At most one scheduler runs. No lost or unclear answer is ever read as
-    "not running". Stopping, upgrading or losing controllers does not touch a healthy scheduler.
+    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault one
+    runs again without a person, wherever its node had promised to fence itself or fence_command is
+    set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing or
+    losing controllers does not touch a healthy scheduler.
 
 What it does not promise
-    While a node where a scheduler may run does not answer, nothing is started anywhere: in this
-    version its silence proves nothing. asfc then waits, alerts, and says whose answer it waits for.
-    A scheduler that a person starts by hand runs beside the other until the next turn; one that
-    SIGKILL can't end runs on.
+    A host that its hypervisor suspends for longer than W and wakes again runs its scheduler beside
+    the new one for some seconds. So does one whose controller is dead for good and which is cut off
+    after that: two faults. A scheduler that a person starts by hand runs beside the other until the
+    next turn; one that SIGKILL can't end runs on. fence_command or a hardware watchdog help.
 
 The clock
     CLOCK_BOOTTIME of each host, never a wall clock, and never two hosts' clocks compared. Only
@@ -35,18 +37,24 @@ The words
     intent     a start that a node has begun and whose process it has not seen yet
     possible nodes   all nodes where a scheduler may be alive or may still start
     instance   the random id of one run of a controller
+    promise    of a node, in its record: when its controller has not written the record for F, no
+               scheduler lives there any more, for the controller has fenced its own node
+    silence    no sign of life from a node for W = 1.1 F: then it has kept its promise
+    fencing    ending a scheduler that may not run: by its own controller, or from outside by
+               fence_command, which switches the host off
     h, i, c    heartbeat timeout, heartbeat interval (h / 10), time limit of a query to a node
 
 The order of this file
-    errors, the door to the world, configuration, values, metadata services, nodes, health evidence,
-    alerts, lease, decision, the failover controller, the demo, the command line. Each section uses
-    only what stands above it.
+    errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
+    node records, health evidence, alerts, lease, this node, decision, the failover controller, the
+    demo, the command line. Each section uses only what stands above it.
 """
 import argparse
 import base64
 import collections
 import configparser
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -232,6 +240,7 @@ class World:
     # name for it; its number on Linux is 7. CLOCK_MONOTONIC would stand still in a suspend.
     CLOCK = getattr(time, "CLOCK_BOOTTIME", 7)
     PATIENCE_S = 5.0   # for loops that nobody waits for, at the end of the process
+    SIGNAL_WAIT_S = 0.5
 
     def __init__(self) -> None:
         self._wakers: Dict[str, threading.Event] = {}
@@ -301,7 +310,10 @@ class World:
         for thread in threads.values():
             thread.start()
         for name in awaited:
-            threads[name].join()
+            while threads[name].is_alive():
+                # The kernel may give a signal to another thread; its handler runs in this one, and
+                # only when this one wakes by itself.
+                threads[name].join(self.SIGNAL_WAIT_S)
         for thread in threads.values():
             thread.join(self.PATIENCE_S)
 
@@ -416,6 +428,13 @@ class World:
             if os.path.exists(beside):
                 os.unlink(beside)
             raise
+
+    def remove_file(self, path: str) -> None:
+        """Remove a file, if it is there. Raises OSError."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
 
     def make_directory(self, path: str) -> None:
         """Make a directory that only its owner can enter, and those above it. Raises OSError."""
@@ -1674,6 +1693,14 @@ class Exchange(NamedTuple):
     records: Dict[str, Record]
 
 
+class SchedulerJob(NamedTuple):
+    """A row of Airflow's job table that tells of a scheduler; each start makes a new one."""
+    id: int
+    hostname: str     # by Airflow's hostname_callable: need not be a node's name
+    state: str        # running, success (it ended in order), failed; what others say counts little
+    heartbeat: str    # UTC text by that host's clock: to see that it changed, never to reckon with
+
+
 class MetadataService:
     """Small named records that all controllers share, each a text with a version.
 
@@ -1796,6 +1823,12 @@ class SQLMetadataService(MetadataService):
     READ_RECORDS: str
     READ_LEGACY: str
     READ_FACTS: Tuple[str, ...]
+    # The newest rows of schedulers, found by Airflow's index job_type_heart: the table also holds a
+    # row for each task that ever ran. All sessions see a heartbeat as the same text.
+    JOBS_LIMIT = 50
+    JOBS_WANTED = ("FROM job WHERE job_type = 'SchedulerJob' AND latest_heartbeat IS NOT NULL "
+                   "ORDER BY latest_heartbeat DESC LIMIT {}".format(JOBS_LIMIT))
+    READ_JOBS: Tuple[str, ...]
     RISKS: Mapping[Tuple[str, str], str] = {}
     KNOWN_OPTIONS: FrozenSet[str] = frozenset()
 
@@ -1810,10 +1843,11 @@ class SQLMetadataService(MetadataService):
                                            ", ".join(unknown))
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
-                        creating: bool = False) -> List[Tuple[str, ...]]:
+                        mode: str = "rw") -> List[Tuple[str, ...]]:
         """Run statements, each for itself, in one session; returns the rows of all of them.
 
-        Raises _NoTableError when the first of them misses its table, MetadataError for the rest.
+        A file is opened by the mode: ro (to read only), rw, or rwc (and made if need be). Raises
+        _NoTableError when the first to name a table misses it, MetadataError for the rest.
         """
         raise NotImplementedError
 
@@ -1838,6 +1872,28 @@ class SQLMetadataService(MetadataService):
             return bytes.fromhex(rows[0][1]).decode("utf-8", "replace") or None if rows else None
         except (ValueError, IndexError):
             return None  # the heartbeat is NULL
+
+    def scheduler_jobs(self) -> Optional[List[SchedulerJob]]:
+        """The newest rows of schedulers in Airflow's job table; None when there is no such table.
+
+        Raises MetadataError. A server that is read-only or a replica is one, too: on it no
+        heartbeat can move, which says nothing of the schedulers.
+        """
+        try:
+            rows = self._run_statements(self.READ_JOBS, self._deadline(), "ro")
+        except _NoTableError:
+            return None
+        try:
+            jobs = []
+            for tag, number, *digits in rows:
+                hostname, state, heartbeat = (bytes.fromhex(text).decode("utf-8", "replace")
+                                              for text in digits)
+                if tag != "job":
+                    raise ValueError(tag)
+                jobs.append(SchedulerJob(int(number), hostname, state, heartbeat))
+            return jobs
+        except ValueError as error:
+            raise self._error("an answer that can't be ({})".format(error))
 
     def check(self) -> str:
         try:
@@ -1892,7 +1948,7 @@ class SQLMetadataService(MetadataService):
         """Make the table and run the statements; others may be making it at the same time."""
         refused: Optional[MetadataError] = None
         try:
-            self._run_statements([self.CREATE_TABLE], deadline, creating=True)
+            self._run_statements([self.CREATE_TABLE], deadline, "rwc")
         except MetadataError as error:
             refused = error
         try:
@@ -1938,6 +1994,8 @@ class SQLiteMetadataService(SQLMetadataService):
     READ_LEGACY = ("SELECT 'legacy', hex(value) FROM scheduler_failover_controller_metadata "
                    "WHERE \"key\" = 'failover_heartbeat'")
     READ_FACTS = ("SELECT 'fact', 'version', sqlite_version()",)
+    READ_JOBS = ("SELECT 'job', id, hex(hostname), hex(state), hex(latest_heartbeat) "
+                 + SQLMetadataService.JOBS_WANTED,)
     SENTENCES = (  # how SQLite's words begin, and what they mean to an operator
         ("database is locked", "another process has kept it locked for too long"),
         ("database table is locked", "another process has kept it locked for too long"),
@@ -1969,15 +2027,15 @@ class SQLiteMetadataService(SQLMetadataService):
         return "SQLite file {}".format(self._path)
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
-                        creating: bool = False) -> List[Tuple[str, ...]]:
+                        mode: str = "rw") -> List[Tuple[str, ...]]:
         import sqlite3
         if not os.path.isdir(os.path.dirname(self._path)):
             raise self._error("its directory does not exist")
-        if not creating and not os.path.exists(self._path):
+        if mode != "rwc" and not os.path.exists(self._path):
             raise _NoTableError("{}: there is no such file yet".format(self.describe()))
         connection = None
         try:
-            connection = self._connect(deadline, "rwc" if creating else "rw")
+            connection = self._connect(deadline, mode)
             return [tuple(map(str, row)) for statement in statements
                     for row in self._rows_of(connection, statement, deadline)]
         except sqlite3.Error as error:
@@ -2038,7 +2096,7 @@ class _ClientMetadataService(SQLMetadataService):
         return "{} at {}, database {}".format(self._kind, self._address(), self._url.database)
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
-                        creating: bool = False) -> List[Tuple[str, ...]]:
+                        mode: str = "rw") -> List[Tuple[str, ...]]:
         limit_s = round(self._left_s(deadline), 2)
         result = self._world.run([self._command(list(statements) + ["SELECT 'end'"], limit_s)])[0]
         lines = result.stdout.split("\n")
@@ -2115,6 +2173,10 @@ class MySQLMetadataService(_ClientMetadataService):
                    "scheduler_failover_controller_metadata WHERE `key` = 'failover_heartbeat'")
     READ_FACTS = ("SELECT 'fact', 'version', @@version", "SHOW VARIABLES LIKE 'wsrep_on'",
                   "SHOW VARIABLES LIKE 'innodb_flush_log_at_trx_commit'")
+    READ_JOBS = ("SET SESSION time_zone = '+00:00'",
+                 "SELECT 'job', id, HEX(CONVERT(COALESCE(hostname, '') USING utf8mb4)), "
+                 "HEX(CONVERT(COALESCE(state, '') USING utf8mb4)), "
+                 "HEX(CAST(latest_heartbeat AS CHAR)) " + SQLMetadataService.JOBS_WANTED)
     _WEAK_COMMIT = ("innodb_flush_log_at_trx_commit is not 1, so a crash of the server can lose a "
                     "write that was confirmed")
     RISKS = {("wsrep_on", "ON"): "this is a Galera cluster; let all controllers use one server",
@@ -2152,11 +2214,11 @@ class MySQLMetadataService(_ClientMetadataService):
         return "socket {}".format(path) if path else super()._address()
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
-                        creating: bool = False) -> List[Tuple[str, ...]]:
+                        mode: str = "rw") -> List[Tuple[str, ...]]:
         try:
             if not self._has_met:
                 self._meet(deadline)
-            return super()._run_statements(statements, deadline, creating)
+            return super()._run_statements(statements, deadline, mode)
         except _NoTableError:
             raise
         except MetadataError:
@@ -2251,6 +2313,10 @@ class PostgreSQLMetadataService(_ClientMetadataService):
                    "scheduler_failover_controller_metadata WHERE \"key\" = 'failover_heartbeat'")
     READ_FACTS = ("SELECT 'fact', 'version', current_setting('server_version')",
                   "SELECT 'fact', 'fsync', current_setting('fsync')")
+    READ_JOBS = ("SELECT 'job', id, encode(convert_to(COALESCE(hostname, ''), 'UTF8'), 'hex'), "
+                 "encode(convert_to(COALESCE(state, ''), 'UTF8'), 'hex'), encode(convert_to("
+                 "to_char(latest_heartbeat AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US'), "
+                 "'UTF8'), 'hex') " + SQLMetadataService.JOBS_WANTED,)
     RISKS = {("fsync", "off"): "fsync is off, so a crash of the server can lose all of it"}
     # Stands before a statement in the same message, hence in the same transaction. Settings of the
     # session or of the connection would be refused by pgbouncer, or kept for its other clients. The
@@ -2329,9 +2395,26 @@ def metadata_service(world: World, configuration: Any) -> MetadataService:
         raise ConfigurationError("[scheduler_failover] metadata_service_type = {}: allowed are "
                                  "SQLMetadataService and ZookeeperMetadataService.".format(kind))
     url = read_database_url(configuration.sql_alchemy_conn)
-    services = {"sqlite": SQLiteMetadataService, "mysql": MySQLMetadataService,
-                "postgresql": PostgreSQLMetadataService}
-    return services[url.kind](world, configuration, url)
+    service: MetadataService = _SQL_SERVICES[url.kind](world, configuration, url)
+    return service
+
+
+_SQL_SERVICES: Mapping[str, Any] = {
+    "sqlite": SQLiteMetadataService, "mysql": MySQLMetadataService,
+    "postgresql": PostgreSQLMetadataService}
+
+
+def job_table(world: World, configuration: Any) -> SQLMetadataService:
+    """The database of Airflow's job table, wherever the metadata is kept.
+
+    A service of its own, not shared with the heartbeat: each is asked by one loop. Raises
+    ConfigurationError where sql_alchemy_conn names a database that can't be asked.
+    """
+    url = read_database_url(configuration.sql_alchemy_conn)
+    kind = _SQL_SERVICES[url.kind]
+    known = {key: value for key, value in url.options.items() if key in kind.KNOWN_OPTIONS}
+    table: SQLMetadataService = kind(world, configuration, url._replace(options=known))
+    return table
 
 
 ###############################################################################
@@ -3137,6 +3220,7 @@ finish
 """
 
 
+@functools.lru_cache(maxsize=None)
 def _stripped(script: str) -> str:
     """A script without comments, blank lines and indentation."""
     lines = [line.strip() for line in script.splitlines()]
@@ -3618,8 +3702,11 @@ class SelfFence:
     def _keep(self) -> None:
         """Write the deadline down; on failure the old one stands there, which is earlier."""
         try:
+            if self.deadline is None:
+                self._world.remove_file(self._path)
+                return
             boot, uptime_s = self._world.boot_clock()
-            text = "" if self.deadline is None else "1 {} {:d} end\n".format(
+            text = "1 {} {:d} end\n".format(
                 boot, int(100 * (uptime_s + self.deadline - self._world.now())))
             self._world.write_text(self._path, text, durable=False)
         except OSError as error:
@@ -3794,8 +3881,10 @@ class NodeRecords:
 
     def _take(self, name: str, found: Record) -> None:
         node, now = name[len(NODE_PREFIX):], self._world.now()
-        record = NodeRecord.from_text(found.value)
         before = self.views.get(node)
+        if before and before.version == found.version and name != self._own:
+            return
+        record = NodeRecord.from_text(found.value)
         if name == self._own:
             self._take_own(found, record)
         if record is None:
@@ -3909,18 +3998,32 @@ def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[st
 ###############################################################################
 
 
-class HealthSign(NamedTuple):
-    """What the health page says of the scheduler, and since when on the asker's own clock.
+PAGE, TABLE = "page", "table"
 
-    The page tells of the newest heartbeat of any host, and its HTTP status is 200 whatever it says.
+
+class HealthSign(NamedTuple):
+    """What one source says of the scheduler, and since when on the asker's own clock.
+
+    It tells of any host: of the newest heartbeat (page), or of the one that moved last (table).
     """
-    readable: bool             # read just now, and the page calls the metadatabase healthy
-    heartbeat: str             # the scheduler's latest heartbeat, as the page's own text
+    readable: bool             # read just now; the page also calls the metadatabase healthy
+    heartbeat: str             # the scheduler's latest heartbeat, as the source's own text
     unchanged_s: float         # from when that text was first read to when it was last read, all
                                # readings between having worked
+    source: str = ""           # PAGE or TABLE; heartbeats of two sources can't be compared
 
 
 NO_HEALTH_SIGN = HealthSign(False, "", 0.0)
+
+
+def best_sign(table: HealthSign, page: HealthSign) -> HealthSign:
+    """Of two signs that can be read the livelier one: hung is only who stands still in both.
+
+    The table that asfc finds may be another database's than the scheduler's.
+    """
+    if table.readable and page.readable:
+        return min(table, page, key=lambda sign: sign.unchanged_s)
+    return table if table.readable else page
 
 
 def read_health_page(text: str) -> Optional[str]:
@@ -3938,20 +4041,46 @@ def read_health_page(text: str) -> Optional[str]:
         return None
 
 
-class HealthWatch:
-    """Asks Airflow's health page in a loop of its own, so a page that hangs delays nobody."""
+class _Watch:
+    """What the watches over the two sources share: how often they ask, and what gets too old."""
 
     def __init__(self, world: World, configuration: Any, log: Any) -> None:
         self._world = world
         self._configuration = configuration
         self._log = log
+        self._told = ""
+        self.ended = False
+
+    def pause_s(self) -> float:
+        """Several readings within Airflow's threshold, however long the poll is."""
+        return min(self._configuration.poll_frequency, self._configuration.health_threshold_s / 3)
+
+    def _is_fresh(self, read_at: Optional[float]) -> bool:
+        """Whether a reading still counts: not one that two later ones should have renewed.
+
+        Nor does a reading follow on such a one: whoever was suspended in between, the schedulers
+        may have been so as well.
+        """
+        oldest = 2 * (self.pause_s() + self._configuration.query_timeout)
+        return read_at is not None and self._world.now() - read_at <= oldest
+
+    def _tell(self, sentence: str, about: str = "") -> None:
+        """Log a sentence once, until there is something else to tell (about)."""
+        if (about or sentence) != self._told:
+            self._told = about or sentence
+            self._log.info(sentence)
+
+
+class HealthWatch(_Watch):
+    """Asks Airflow's health page in a loop of its own, so a page that hangs delays nobody."""
+
+    def __init__(self, world: World, configuration: Any, log: Any) -> None:
+        super().__init__(world, configuration, log)
         self._url = ""                # the one of the two places that answered last
         self._heartbeat = ""
         self._changed_at = 0.0
         self._read_at: Optional[float] = None
         self._readable_since = 0.0
-        self._told = ""
-        self.ended = False
 
     def step(self) -> Optional[float]:
         """Ask once; returns the seconds until the next question, None when there is none to ask."""
@@ -3962,25 +4091,20 @@ class HealthWatch:
         if heartbeat is None:
             self._read_at = None
         else:
-            if self._read_at is None:
+            if not self._is_fresh(self._read_at):
                 self._readable_since = now
             if heartbeat != self._heartbeat:
                 self._heartbeat, self._changed_at = heartbeat, now
             self._read_at = now
-        return self._pause_s()
-
-    def _pause_s(self) -> float:
-        """Several readings within Airflow's threshold, however long the poll is."""
-        return min(self._configuration.poll_frequency, self._configuration.health_threshold_s / 3)
+        return self.pause_s()
 
     def sign(self) -> HealthSign:
-        """The evidence as it stands; one that two later readings should have renewed is none."""
-        now, read_at = self._world.now(), self._read_at
-        oldest = 2 * (self._pause_s() + self._configuration.query_timeout)
-        if read_at is None or now - read_at > oldest:
+        """The evidence as it stands."""
+        read_at = self._read_at
+        if read_at is None or not self._is_fresh(read_at):
             return NO_HEALTH_SIGN
         since = max(self._changed_at, self._readable_since)
-        return HealthSign(True, self._heartbeat, read_at - since)
+        return HealthSign(True, self._heartbeat, read_at - since, PAGE)
 
     def _ask(self) -> Optional[str]:
         urls = self._configuration.health_urls
@@ -4003,10 +4127,113 @@ class HealthWatch:
         self._tell("the health page gives no evidence: " + problem)
         return None
 
-    def _tell(self, sentence: str) -> None:
-        if sentence != self._told:
-            self._told = sentence
-            self._log.info(sentence)
+
+class JobReadings(NamedTuple):
+    """What readings of the job table have shown so far, judged by change alone."""
+    read_at: Optional[float] = None             # None: the last reading brought nothing
+    unchanged_since: float = 0.0                # since then no row has moved, and none was new
+    heartbeat: str = ""                         # the one that moved last; at first the newest
+    jobs: Mapping[int, SchedulerJob] = {}       # the rows of the last reading
+    moved_at: Mapping[str, float] = {}          # host name: when a row of it was last seen to move
+
+    def then(self, jobs: Sequence[SchedulerJob], now: float, follows: bool) -> "JobReadings":
+        """These readings and one more; `follows`: nothing was missed since the last one.
+
+        A row moves when its heartbeat is not what it was, be that later or earlier. One that is
+        first seen has not moved; yet how long it has stood still counts from there. The last
+        heartbeat of a scheduler that ended in order is no sign of life.
+        """
+        before = self.jobs if follows else {}
+        moved = [job for job in jobs if job.id in before and job.state != "success"
+                 and job.heartbeat != before[job.id].heartbeat]
+        changed = any(before.get(job.id, job._replace(heartbeat="")).heartbeat != job.heartbeat
+                      for job in jobs)
+        heartbeat = moved[0].heartbeat if moved else self.heartbeat
+        hosts = {job.hostname for job in jobs}
+        moved_at = {host: at for host, at in self.moved_at.items() if host in hosts}
+        moved_at.update((job.hostname, now) for job in moved)
+        return JobReadings(now, now if changed or not follows else self.unchanged_since,
+                           heartbeat or (jobs[0].heartbeat if jobs else "never"),
+                           {job.id: job for job in jobs}, moved_at)
+
+
+def node_of_host(host: str, names: Mapping[str, Iterable[str]]) -> Optional[str]:
+    """The one node that a job's host name means, or None. `names` are other names of each node.
+
+    The full name decides, else the name before the first dot, where one of the two is no longer
+    than that. A name that more than one node has, or any host has, means nobody.
+    """
+    def plain(name: str) -> str:
+        return name.strip().rstrip(".").lower()
+
+    def short(name: str) -> str:
+        is_address = ":" in name or re.fullmatch(r"[\d.]+", name)
+        return name if is_address else name.partition(".")[0]
+
+    host = plain(host)
+    if not host or re.match(r"(ip6-)?localhost\d?(\.|$)|127\.|::1$", host):
+        return None
+    known = {node: {plain(name) for name in (node, *others)} for node, others in names.items()}
+    owners = [node for node, own in known.items() if host in own]
+    if not owners:
+        owners = [node for node, own in known.items() if short(host) in map(short, own)]
+        if len(owners) == 1 and host != short(host) and short(host) not in known[owners[0]]:
+            return None  # both are full names, and of different domains
+    return owners[0] if len(owners) == 1 else None
+
+
+class JobWatch(_Watch):
+    """Asks Airflow's job table in a loop of its own, so a database that hangs delays nobody.
+
+    Only that a heartbeat changes from one reading to the next counts, by this host's own clock:
+    the times in the table were written by clocks that may be hours off. Each reading that fails,
+    for whatever reason, is no evidence.
+    """
+    NO_TABLE_PAUSE_S = 60.0
+
+    def __init__(self, world: World, configuration: Any, table: Optional[Any], log: Any) -> None:
+        super().__init__(world, configuration, log)
+        self._table = table
+        self._readings = JobReadings()   # replaced as a whole: other loops look at it
+
+    def step(self) -> Optional[float]:
+        """Ask once; returns the seconds until the next question, None when there is none to ask."""
+        if self.ended or self._table is None:
+            return None
+        try:
+            jobs = self._table.scheduler_jobs()
+        except MetadataError as error:
+            return self._no_evidence("failure", str(error), self.pause_s())
+        if jobs is None:
+            return self._no_evidence("no table", "there is none at {}".format(
+                self._table.describe()), self.NO_TABLE_PAUSE_S)
+        follows = self._is_fresh(self._readings.read_at)
+        self._readings = self._readings.then(jobs, self._world.now(), follows)
+        self._tell("the job table can be read: " + self._table.describe(), "readable")
+        return self.pause_s()
+
+    def _no_evidence(self, about: str, why: str, pause_s: float) -> float:
+        self._readings = self._readings._replace(read_at=None)
+        self._tell("the job table gives no evidence: " + why, about)
+        return pause_s
+
+    def sign(self) -> HealthSign:
+        """The evidence as it stands."""
+        readings = self._readings
+        if readings.read_at is None or not self._is_fresh(readings.read_at):
+            return NO_HEALTH_SIGN
+        return HealthSign(True, readings.heartbeat, readings.read_at - readings.unchanged_since,
+                          TABLE)
+
+    def moved_at(self, node: str, names: Mapping[str, Iterable[str]]) -> Optional[float]:
+        """A moment at which a scheduler on this node surely lived, on this host's clock; or None.
+
+        `names` are the names of all nodes, as for `node_of_host`: only a host that can be nobody
+        else counts. A heartbeat that was seen to move may have been made up to a pause earlier.
+        """
+        moments = [at - self.pause_s() for host, at in self._readings.moved_at.items()
+                   if node_of_host(host, names) == node]
+        return max(moments) if moments else None
 
 
 ###############################################################################
@@ -4669,9 +4896,10 @@ class Attempt(NamedTuple):
     node: str
     pair: Pair
     sent_at: float
-    heartbeat: str                    # what the health page told before the start
+    heartbeat: str                    # what the health sign told before the start
     refused: bool = False             # by the node: that is no failed start
     seen_at: Optional[float] = None   # when the process was first seen alive
+    source: str = ""                  # of that heartbeat; only another of it can be compared
 
 
 class NodeFacts(NamedTuple):
@@ -4965,7 +5193,7 @@ def tell_that_it_runs(seen: Observation, configuration: Any, waiting: Sequence[s
 
 
 def is_hung(seen: Observation, configuration: Any) -> bool:
-    """Two signs: the process lives, and its heartbeat has stood still while the page could be read.
+    """Two signs: the process lives, and its heartbeat has stood still while it could be read.
 
     A scheduler that has just started is given the time that a start may take.
     """
@@ -4980,7 +5208,7 @@ def shows_life(seen: Observation, configuration: Any) -> bool:
     attempt = seen.attempt
     if attempt is None or attempt.seen_at is None:
         return False
-    if seen.health.readable and attempt.heartbeat:
+    if seen.health.readable and attempt.heartbeat and seen.health.source == attempt.source:
         return seen.health.heartbeat != attempt.heartbeat
     return seen.now - attempt.seen_at >= configuration.scheduler_restart_sleep_time
 
@@ -5100,8 +5328,8 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
         return None
     if attempt.seen_at is None:
         # Refused, or never arrived: every new attempt is numbered anew, so a late one is refused.
-        return Decision("the start on {} did not take place".format(attempt.node), (), 0.0,
-                        attempt_over="refused")
+        return Decision("the start on {} did not take place".format(attempt.node),
+                        healthy=False, attempt_over="refused")
     why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
     report = seen.reports[attempt.node]
     return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),
@@ -5256,12 +5484,13 @@ class SignsOfLife:
     """
     FENCE_RETRY_S = 60.0   # a fence_command that failed is tried again after this
 
-    def __init__(self, world: World, configuration: Any, lease: Lease,
-                 records: NodeRecords) -> None:
+    def __init__(self, world: World, configuration: Any, lease: Lease, records: NodeRecords,
+                 jobs: JobWatch) -> None:
         self._world = world
         self._configuration = configuration
         self._lease = lease
         self._records = records
+        self._jobs = jobs
         self._began_at = world.now()
         self._answered_at: Dict[str, float] = {}
         self._unanswered: Dict[str, List[Tuple[float, Pair]]] = {}
@@ -5321,12 +5550,26 @@ class SignsOfLife:
         spread_s = asked[-1][0] - asked[0][0] if asked else 0.0
         unanswered = min(len(asked), 1 if spread_s < self._configuration.retry_interval_s else 2)
         failed_at = self._fence_failed_at.get(node)
+        promise_s = view.record.promise_s if view and view.trusted else None
         return NodeFacts(
-            view.version if view else None,
-            view.record.promise_s if view and view.trusted else None,
+            view.version if view else None, promise_s,
             now - view.changed_at if view else 0.0, silent_s, unanswered,
-            bool(asked and asked[-1][1] == pair), False,
+            bool(asked and asked[-1][1] == pair), self._job_moves(node, life_at, promise_s),
             failed_at is not None and now - failed_at < self.FENCE_RETRY_S)
+
+    def _job_moves(self, node: str, life_at: float, promise_s: Optional[float]) -> bool:
+        """Whether Airflow's table shows its scheduler alive while all else of it is silent.
+
+        Its last heartbeat may follow its last sign of life by a pause, and the veto ends when that
+        has stood still for as long as a silence has to last.
+        """
+        views = self._records.views
+        names = {name: views[name].record.host_names if name in views else ()
+                 for name in set(self._configuration.scheduler_nodes_in_cluster) | set(views)}
+        moved_at = self._jobs.moved_at(node, names)
+        return promise_s is not None and moved_at is not None \
+            and moved_at > life_at + self._jobs.pause_s() \
+            and self._world.now() - moved_at < silence_s(promise_s)
 
     def fence_failed(self, node: str) -> None:
         self._fence_failed_at[node] = self._world.now()
@@ -5344,15 +5587,16 @@ class SignsOfLife:
 class FailoverController:
     """One node's controller. Each turn observes, decides, acts and records, in this order.
 
-    The heartbeat, the turns, the fence, the look at the own node, the health page and the mails
-    have loops of their own. Each is a step that returns the seconds after which it wants to be
-    called next.
+    The heartbeat, the turns, the fence, the look at the own node, the health page, the job table
+    and the mails have loops of their own. Each is a step that returns the seconds after which it
+    wants to be called next.
     """
     MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
     SLACK_S = 2.0             # for the turn's own work, beside what it waits for
 
     def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, lock_id: str,
-                 own_gate: Callable[[], Optional[Gate]], log: Any, no_promise: str = "") -> None:
+                 own_gate: Callable[[], Optional[Gate]], log: Any, no_promise: str = "",
+                 jobs: Optional[Any] = None) -> None:
         self.lease = Lease(world, configuration, metadata, lock_id, own_gate, log)
         uid = world.user_id(configuration.scheduler_user)
         self.fence = SelfFence(world, configuration, -1 if uid is None else uid)
@@ -5361,6 +5605,7 @@ class FailoverController:
         self.lease.nodes = self.records
         self.own_node = OwnNode(world, configuration, nodes, self.lease, self.records, log)
         self.health = HealthWatch(world, configuration, log)
+        self.jobs = JobWatch(world, configuration, jobs, log)
         self.alerts = Alerts(world, configuration, log)
         self.fatal: Optional[AsfcError] = None
         self._world = world
@@ -5379,7 +5624,7 @@ class FailoverController:
         self._failed_rounds = 0
         self._alerted = False
         self._last_check = ""                # the last words of checks and starts, for alerts
-        self._life = SignsOfLife(world, configuration, self.lease, self.records)
+        self._life = SignsOfLife(world, configuration, self.lease, self.records, self.jobs)
         self._raises = 0                     # of the term, in this reign
         self._reports: Dict[str, NodeReport] = {}
         self._runs = False                   # whether the scheduler ran at the last turn
@@ -5391,7 +5636,8 @@ class FailoverController:
         self._world.run_loops({
             "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
             "fence": self._guarded(self.fence.step), "node": self._guarded(self.own_node.step),
-            "health": self._guarded(self.health.step), "alerts": self._guarded(self.alerts.step)},
+            "health": self._guarded(self.health.step), "jobs": self._guarded(self.jobs.step),
+            "alerts": self._guarded(self.alerts.step)},
             awaited=("heartbeat", "turn"))
         if self.fatal:
             raise self.fatal
@@ -5447,9 +5693,9 @@ class FailoverController:
     def _end(self) -> None:
         """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
-        self.health.ended = self.alerts.ended = True
+        self.health.ended = self.jobs.ended = self.alerts.ended = True
         self.lease.leave()
-        for loop in ("health", "alerts"):
+        for loop in ("health", "jobs", "alerts"):
             self._world.wake(loop)
 
     def _beat(self) -> Optional[float]:
@@ -5467,6 +5713,8 @@ class FailoverController:
         record = self.lease.record
         if record is None:
             self._tell("standby: the metadata is not known yet")
+        elif record.instance == self.lease.instance:
+            return None  # a claim of mine is just being confirmed
         elif not record.holder:
             self._tell("standby: nobody is active yet")
         else:
@@ -5485,6 +5733,7 @@ class FailoverController:
             self._stand_back()
             return None
         self._note_whether_it_runs(seen)
+        self._tell_of_nodes_that_stay(seen)
         decision = decide(seen, self._configuration)
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
@@ -5535,7 +5784,7 @@ class FailoverController:
         facts = {name: self._life.facts(name, stamp.pair) for name in names}
         return Observation(
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
-            self._attempt, self.health.sign(), alive_s,
+            self._attempt, self._sign(), alive_s,
             frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
             self.lease.fell_back, self._raises)
 
@@ -5546,6 +5795,19 @@ class FailoverController:
                    "stand back for {:.0f} s".format(stand_back_s), logging.ERROR)
         self._post("gave the lease up", why="no node answers, while the others' records move")
         self.lease.release(stand_back_s)
+
+    def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
+        """Alert when a node stays possible for W beside the one that has the scheduler."""
+        running = seen.runs_on(seen.record.active_scheduler_node or "")
+        staying = [node for node in seen.record.possible_nodes[:-1] if running
+                   and not seen.proven_stopped(node)]
+        self._hard_to_remove = {node: self._hard_to_remove.get(node, seen.now) for node in staying}
+        for node, since in self._hard_to_remove.items():
+            if seen.now - since >= silence_s(self._configuration.promise_s):
+                self._hard_to_remove[node] = float("inf")  # told once
+                self.alerts.post("asfc: a scheduler may still run or start on {}".format(node),
+                                 self._report("Nothing proves that none runs on {}.".format(
+                                     seen.reason(node))))
 
     def _note_whether_it_runs(self, seen: Observation) -> None:
         """Keep the time when the scheduler was last seen, and tell of the time without one."""
@@ -5558,6 +5820,9 @@ class FailoverController:
         if runs:
             self.lease.scheduler_runs()
         self._runs = runs
+
+    def _sign(self) -> HealthSign:
+        return best_sign(self.jobs.sign(), self.health.sign())
 
     def _warn_of_other_users(self, reports: Mapping[str, NodeReport]) -> None:
         """Name each scheduler of another user once: it is neither counted nor stopped."""
@@ -5660,8 +5925,9 @@ class FailoverController:
         return won
 
     def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
-        self._attempt = Attempt(action.node, stamp.pair, self._world.now(),
-                                self.health.sign().heartbeat)
+        sign = self._sign()
+        self._attempt = Attempt(action.node, stamp.pair, self._world.now(), sign.heartbeat,
+                                source=sign.source)
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
         self._post("starting the scheduler on " + action.node, proof=action.proof)
@@ -6137,7 +6403,8 @@ def verb_start(world: World, arguments: Any) -> int:
     no_promise = why_no_promise(world, configuration)
     controller = FailoverController(
         world, configuration, metadata, Nodes(world, configuration), lock_id,
-        lambda: read_own_gate(world, state_dir), log, no_promise)
+        lambda: read_own_gate(world, state_dir), log, no_promise,
+        open_job_table(world, configuration, log))
     LogContext.of(log).lease = controller.lease
     for warning in configuration.warnings:
         log.warning(warning)
@@ -6151,6 +6418,16 @@ def verb_start(world: World, arguments: Any) -> int:
              ", ".join(configuration.scheduler_nodes_in_cluster), metadata.describe())
     controller.run()
     return 0
+
+
+def open_job_table(world: World, configuration: Configuration,
+                   log: logging.Logger) -> Optional[SQLMetadataService]:
+    """The database of Airflow's job table, or None with a line that says why: none is needed."""
+    try:
+        return job_table(world, configuration)
+    except ConfigurationError as error:
+        log.info("the job table gives no evidence: %s", error)
+        return None
 
 
 def read_own_gate(world: World, state_dir: str) -> Optional[Gate]:

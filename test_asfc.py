@@ -769,6 +769,30 @@ class DoorTest(unittest.TestCase):
                 with self.assertRaises(OSError):
                     self.world.http_get(url, 5)
 
+    def test_no_stop_signal_is_lost_while_other_threads_run_commands(self):
+        """When the main thread only joins the others, one of ten signals or so is."""
+        program = (
+            "import asfc\n"
+            "world, asked = asfc.World(), []\n"
+            "world.on_stop_signal(asked.append)\n"
+            "def step():\n"
+            "    world.run([asfc.Command(('true',), 5)])\n"
+            "    return None if asked else 0.002\n"
+            "print('ready', flush=True)\n"
+            "world.run_loops({str(n): step for n in range(4)}, '0123')\n")
+        for _ in range(12):
+            children = [subprocess.Popen([sys.executable, "-c", program], cwd=HERE,
+                                         stdout=subprocess.PIPE) for _ in range(4)]
+            for child in children:
+                self.addCleanup(child.stdout.close)
+                self.addCleanup(child.kill)
+            for child in children:
+                child.stdout.readline()
+                time.sleep(0.03)    # somewhere among its commands
+                child.send_signal(signal.SIGTERM)
+            for child in children:
+                self.assertEqual(child.wait(10), 0)
+
 
 ###############################################################################
 # Configuration ###############################################################
@@ -1400,6 +1424,28 @@ class ADatabaseUrl(unittest.TestCase):
                 service_for("mysql://h/d", metadata_service_type=kind)
 
 
+class TheJobTablesPlace(unittest.TestCase):
+    def table(self, url):
+        return asfc.job_table(asfc.World(), metadata_settings(
+            url, metadata_service_type="ZookeeperMetadataService"))
+
+    def test_is_the_database_of_airflow_wherever_the_metadata_is_kept(self):
+        for url, kind in (("sqlite:////tmp/x.db", asfc.SQLiteMetadataService),
+                          ("mysql+pymysql://h/d", asfc.MySQLMetadataService),
+                          ("postgresql://h/d", asfc.PostgreSQLMetadataService)):
+            self.assertIsInstance(self.table(url), kind)
+
+    def test_that_can_not_be_asked_is_one_error(self):
+        for url in ("mssql://h/d", "sqlite://", "nonsense"):
+            with self.assertRaises(asfc.ConfigurationError):
+                self.table(url)
+
+    def test_does_not_tell_again_of_unknown_parameters(self):
+        with mock.patch.object(logging.getLogger("asfc"), "info") as info:
+            self.table("postgresql://h/d?odd=1&sslmode=require")
+        self.assertEqual(info.call_count, 0)
+
+
 class TheClientsOfAUrl(unittest.TestCase):
     MYSQL = [
         # URL, is it MariaDB's client, what must be among the arguments, what must not
@@ -1553,6 +1599,25 @@ class ClientsThatTalkNonsense(unittest.TestCase):
                     with self.assertRaises(asfc.MetadataError):
                         service.write("a", "b", 1)
 
+    def test_can_not_make_a_job_table_out_of_nonsense(self):
+        row = r"job\t7\t61\t62\t63\nend\n"
+        nonsense = [row.replace(*change) for change in (
+            (r"\t63", ""), (r"\t63", r"\t63\t64"), ("job", "record"), ("7", "x"), ("62", "6"),
+            ("63", "NULL"), ("end", "en"))]
+        for program, url in self.URLS:
+            for text in [row] + nonsense:
+                with self.subTest(program, answer=text):
+                    stand_in(self, program,
+                             self.VERSION + "cat >/dev/null; printf '{}'\n".format(text))
+                    service = service_for(url)
+                    service._has_met, service._program = True, program
+                    if text == row:
+                        self.assertEqual(service.scheduler_jobs(),
+                                         [asfc.SchedulerJob(7, "a", "b", "c")])
+                    else:
+                        with self.assertRaisesRegex(asfc.MetadataError, "can't be"):
+                            service.scheduler_jobs()
+
     def test_that_are_not_installed_are_named(self):
         with mock.patch.dict(os.environ, PATH="/nonexistent"):
             for program, url in self.URLS:
@@ -1574,6 +1639,17 @@ class ClientsThatTalkNonsense(unittest.TestCase):
             else:
                 with self.assertRaisesRegex(asfc.MetadataError, "TLS"):
                     service.read_all()
+
+
+# Airflow's job table with its ten columns and the indexes that count, as its migrations make it.
+JOB_TABLE = """
+    CREATE TABLE job (id INTEGER NOT NULL {0}, dag_id VARCHAR(250), state VARCHAR(20),
+        job_type VARCHAR(30), start_date {1}, end_date {1}, latest_heartbeat {1},
+        executor_class VARCHAR(500), hostname VARCHAR(500), unixname VARCHAR(1000),
+        CONSTRAINT job_pkey PRIMARY KEY (id)){2};
+    CREATE INDEX job_type_heart ON job (job_type, latest_heartbeat);
+    CREATE INDEX idx_job_state_heartbeat ON job (state, latest_heartbeat);"""
+BEATS = ["2026-11-22 14:57:{:02d}.813487".format(second) for second in range(60)]
 
 
 class _MetadataContract:
@@ -1698,6 +1774,60 @@ class _MetadataContract:
         self.assertEqual(self.service.legacy_heartbeat(), "2026-11-22 14:00:00 'é'")
         self.assertEqual(self.service.read_all(), {})
 
+    def add_job(self, number, hostname, beat, state="running", job_type="SchedulerJob"):
+        """A row of the job table; `beat` is UTC."""
+        text = [value if value is None else "'{}'".format(value.replace("'", "''"))
+                for value in (state, job_type, beat, beat, hostname)]
+        self.administer(self.IN_UTC + "INSERT INTO job (id, state, job_type, start_date, "
+                        "latest_heartbeat, hostname) VALUES ({}, {}, {}, {}, {}, {});".format(
+                            number, *(value or "NULL" for value in text)))
+
+    def test_without_a_job_table_there_is_none_and_none_is_made(self):
+        self.assertIsNone(self.service.scheduler_jobs())
+        self.assertEqual(self.tables(), [])
+        self.begin()
+        self.assertIsNone(self.service.scheduler_jobs())
+        self.make_job_table()
+        self.assertEqual(self.service.scheduler_jobs(), [])
+
+    def test_the_schedulers_rows_are_read_newest_first_and_no_other_row(self):
+        self.make_job_table()
+        odd = "é 'x' \U0001F600\t."
+        self.add_job(1, "vm-1", BEATS[3], state="failed")
+        self.add_job(2, odd, BEATS[5])
+        self.add_job(3, "vm-3", BEATS[4], state="success")
+        self.add_job(4, "vm-3", BEATS[9], job_type="LocalTaskJob")
+        self.add_job(5, "vm-3", BEATS[9], job_type="TriggererJob")
+        self.add_job(6, "vm-3", None)
+        self.add_job(7, None, BEATS[1], state=None)
+        self.assertEqual(self.service.scheduler_jobs(), [
+            asfc.SchedulerJob(2, odd, "running", BEATS[5]),
+            asfc.SchedulerJob(3, "vm-3", "success", BEATS[4]),
+            asfc.SchedulerJob(1, "vm-1", "failed", BEATS[3]),
+            asfc.SchedulerJob(7, "", "", BEATS[1])])
+        self.administer(self.IN_UTC + "UPDATE job SET latest_heartbeat = '{}' WHERE id = 1;".format(
+            BEATS[8]))
+        self.assertEqual(self.service.scheduler_jobs()[0],
+                         asfc.SchedulerJob(1, "vm-1", "failed", BEATS[8]))
+
+    def test_of_a_big_job_table_the_newest_rows_are_found_by_their_index(self):
+        self.make_job_table()
+        self.administer(self.MANY_JOBS)
+        jobs = self.service.scheduler_jobs()
+        self.assertEqual([job.id for job in jobs], list(range(19900, 14900, -100)))
+        *_, statement = self.service.READ_JOBS
+        plan = str(self.service._run_statements([self.EXPLAIN + statement],
+                                                self.service._deadline()))
+        self.assertIn("job_type_heart", plan)
+        self.assertNotRegex(plan, "(?i)sort|temp b-tree")
+
+    def test_a_job_table_of_another_shape_is_an_error_and_not_no_table(self):
+        self.administer("CREATE TABLE job (id INTEGER);")
+        with self.assertRaises(asfc.MetadataError) as caught:
+            self.service.scheduler_jobs()
+        self.assertNotIsInstance(caught.exception, asfc._NoTableError)
+        self.assertNotIn("\n", str(caught.exception))
+
     def test_it_says_what_it_is_without_secrets(self):
         self.assertNotIn("\n", self.service.check())
         self.assertEqual(self.tables(), [])
@@ -1738,8 +1868,65 @@ class SQLiteMetadata(_MetadataContract, unittest.TestCase):
         self.run_sql("INSERT INTO scheduler_failover_controller_metadata "
                      "VALUES ('failover_heartbeat', '{}')".format(text.replace("'", "''")))
 
+    IN_UTC, EXPLAIN = "", "EXPLAIN QUERY PLAN "
+    MANY_JOBS = ("WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 19999) "
+                 "INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT i, 'success', "
+                 "CASE i % 100 WHEN 0 THEN 'SchedulerJob' ELSE 'LocalTaskJob' END, "
+                 "datetime(1700000000 + i, 'unixepoch') FROM n;")
+
+    def administer(self, text):
+        self.run_sql(*(part for part in text.split(";") if part.strip()))
+
+    def make_job_table(self):
+        self.administer(JOB_TABLE.format("", "TIMESTAMP", ""))
+
+    def test_the_job_table_is_only_ever_read(self):
+        self.make_job_table()
+        with mock.patch.object(self.service, "READ_JOBS", ("DELETE FROM job",)):
+            with self.assertRaisesRegex(asfc.MetadataError, "can't be written"):
+                self.service.scheduler_jobs()
+        self.assertEqual(os.listdir(self.directory), [os.path.basename(self.path)])
+
+    def test_the_job_table_of_a_file_in_wal_mode_is_an_error_and_it_stays_as_it_is(self):
+        self.make_job_table()
+        self.run_sql("PRAGMA journal_mode = WAL")
+        with self.assertRaisesRegex(asfc.MetadataError, "WAL mode"):
+            self.service.scheduler_jobs()
+        self.assertEqual(self.run_sql("PRAGMA journal_mode"), [("wal",)])
+
+    def test_the_job_table_of_a_locked_file_is_an_error_within_the_limit(self):
+        self.make_job_table()
+        blocker = sqlite3.connect(self.path, isolation_level=None)
+        self.addCleanup(blocker.close)
+        blocker.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        with self.assertRaisesRegex(asfc.MetadataError, "locked"):
+            service_for(self.url, 0.5).scheduler_jobs()
+        self.assertLess(time.monotonic() - began, 1.0)
+
+    def test_what_a_killed_writer_left_is_no_job_table_until_the_next_writer_has_cleaned_up(self):
+        self.make_job_table()
+        self.add_job(1, "vm", BEATS[1])
+        writer = sqlite3.connect(self.path, isolation_level=None)
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("BEGIN")
+        writer.execute("UPDATE job SET latest_heartbeat = ?", (BEATS[2],))
+        writer.executemany("INSERT INTO job (id, unixname) VALUES (?, ?)",
+                           ((number, "x" * 1000) for number in range(2, 100)))
+        torn = self.path + ".torn"
+        for end in ("", "-journal"):
+            shutil.copy(self.path + end, torn + end)
+        writer.execute("ROLLBACK")
+        writer.close()
+        service = service_for("sqlite:///" + torn)
+        with self.assertRaises(asfc.MetadataError):
+            service.scheduler_jobs()
+        service.read_all()
+        self.assertEqual([job.heartbeat for job in service.scheduler_jobs()], [BEATS[1]])
+
     def test_reading_makes_no_file(self):
         self.assertEqual(self.service.read_all(), {})
+        self.assertIsNone(self.service.scheduler_jobs())
         self.assertIn("first write", self.service.check())
         self.assertEqual(os.listdir(self.directory), [])
 
@@ -1897,6 +2084,51 @@ class _ServerContract(_MetadataContract):
         self.server.sql("INSERT INTO scheduler_failover_controller_metadata "
                         "VALUES ('failover_heartbeat', '{}');".format(text.replace("'", "''")),
                         self.database)
+
+    def administer(self, text):
+        return self.server.sql(text, self.database)
+
+    def make_job_table(self):
+        self.administer(JOB_TABLE.format(*self.JOB_WORDS) + self.JOB_GRANT)
+
+    def test_a_heartbeat_is_the_same_text_in_every_time_zone_of_a_session(self):
+        self.make_job_table()
+        for number, beat in enumerate((BEATS[0], "2026-10-25 00:30:00.000000",
+                                       "2026-10-25 01:30:00.000001"), 1):
+            self.add_job(number, "vm", beat)
+        for zone in self.ZONES:
+            with self.subTest(zone):
+                self.set_time_zone(zone)
+                self.addCleanup(self.set_time_zone, self.ZONES[0])
+                beats = [job.heartbeat for job in service_for(self.url).scheduler_jobs()]
+                self.assertEqual(beats, [BEATS[0], "2026-10-25 01:30:00.000001",
+                                         "2026-10-25 00:30:00.000000"])
+
+    def test_the_job_table_of_a_server_that_is_read_only_or_frozen_is_an_error_in_time(self):
+        self.make_job_table()
+        self.assertEqual(self.service.scheduler_jobs(), [])
+        self.addCleanup(self.server.set_read_only, False)
+        self.server.set_read_only(True)
+        with self.assertRaisesRegex(asfc.MetadataError, "read-only"):
+            self.service.scheduler_jobs()
+        self.server.set_read_only(False)
+        self.service._limit_s = 1.0
+        self.addCleanup(self.server.thaw)
+        self.server.freeze()
+        began = time.monotonic()
+        with self.assertRaises(asfc.MetadataError):
+            self.service.scheduler_jobs()
+        self.assertLess(time.monotonic() - began, 1.4)
+        self.server.thaw()
+        self.service._limit_s = 3.0
+        self.assertEqual(self.service.scheduler_jobs(), [])
+
+    def test_a_job_table_that_may_not_be_read_is_an_error(self):
+        self.administer("CREATE TABLE other (id INTEGER);")
+        self.make_job_table()
+        self.administer(self.FORBID_JOBS.format(user=DatabaseServer.USER, database=self.database))
+        with self.assertRaisesRegex(asfc.MetadataError, "denied"):
+            service_for(self.url).scheduler_jobs()
 
     def refused(self, words, service=None, write=True, limit_s=1.0):
         """Each of a new service, and of one that has answered before, must refuse in time."""
@@ -2061,6 +2293,19 @@ class MariaDbMetadata(_ServerContract, unittest.TestCase):
     REVOKE = ("REVOKE ALL ON {database}.* FROM '{user}'@'127.0.0.1'; "
               "GRANT SELECT ON {database}.* TO '{user}'@'127.0.0.1';")
     HANDSHAKE = "test \"$1\" != --version || exec {} --version\n"
+    IN_UTC = "SET NAMES utf8mb4; SET time_zone = '+00:00';"
+    EXPLAIN, JOB_GRANT = "EXPLAIN ", ""
+    JOB_WORDS = ("AUTO_INCREMENT", "TIMESTAMP(6) NULL DEFAULT NULL",
+                 "ENGINE=InnoDB DEFAULT CHARSET=utf8mb4")
+    ZONES = ("SYSTEM", "+05:30", "-11:00")
+    MANY_JOBS = ("INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT seq, 'success', "
+                 "IF(seq % 100, 'LocalTaskJob', 'SchedulerJob'), "
+                 "FROM_UNIXTIME(1700000000 + seq) FROM seq_1_to_19999;")
+    FORBID_JOBS = ("REVOKE ALL ON {database}.* FROM '{user}'@'127.0.0.1'; "
+                   "GRANT SELECT ON {database}.other TO '{user}'@'127.0.0.1';")
+
+    def set_time_zone(self, zone):
+        self.server.sql("SET GLOBAL time_zone = '{}';".format(zone))
 
     def tables(self):
         return self.server.sql("SHOW TABLES;", self.database).split()
@@ -2121,6 +2366,17 @@ class PostgreSqlMetadata(_ServerContract, unittest.TestCase):
     REVOKE = ("ALTER DATABASE {database} OWNER TO postgres; "
               "REVOKE ALL ON SCHEMA public FROM public; GRANT USAGE ON SCHEMA public TO {user};")
     HANDSHAKE = "#{}\n"
+    IN_UTC, EXPLAIN = "SET TIME ZONE 'UTC';", "EXPLAIN "
+    JOB_WORDS = ("", "TIMESTAMP WITH TIME ZONE", "")
+    JOB_GRANT = "ALTER TABLE job OWNER TO airflow;"
+    ZONES = ("UTC", "Asia/Kolkata", "Europe/Berlin", "America/St_Johns")
+    MANY_JOBS = ("INSERT INTO job (id, state, job_type, latest_heartbeat) SELECT i, 'success', "
+                 "CASE i % 100 WHEN 0 THEN 'SchedulerJob' ELSE 'LocalTaskJob' END, "
+                 "to_timestamp(1700000000 + i) FROM generate_series(1, 19999) AS i; ANALYZE job;")
+    FORBID_JOBS = "ALTER TABLE job OWNER TO postgres; REVOKE ALL ON job FROM {user};"
+
+    def set_time_zone(self, zone):
+        self.server.sql("ALTER DATABASE {} SET timezone = '{}';".format(self.database, zone))
 
     def tables(self):
         return self.server.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public';",
@@ -2729,7 +2985,7 @@ class NodePair:
             cluster = "c2"
         elif kind < 0.85:
             node = "b"
-        verb = rng.choice(verbs)
+        verb = rng.choice(verbs + ("stop",) * 4 * bool(self.model.mains))
         stamp = None if verb == "look" else asfc.Stamp(cluster, pair, instance)
         keep = None
         if verb == "stop" and self.model.mains:
@@ -2758,11 +3014,15 @@ class NodePair:
                 self.request_frozen(request, point, other, thaw=False)
             elif kind < 0.90:
                 if rng.random() < 0.5:
-                    other = self.random_request(rng, ["query"])._replace(own=True)
+                    other = self.random_request(rng, ("query",))._replace(
+                        keep=None, verb="query", own=True)
+                if rng.random() < 0.5:
+                    request, point = self.random_request(rng, ("start",)), "intent written"
+                    fence = rng.choice(self.RUN_OUT)
                 self.request_frozen(request, point, other, True, fence)
             elif kind < 0.95:
                 self.request_both(request, other)
-            if rng.random() < 0.3:
+            if rng.random() < 0.4:
                 self.event()
 
     def close(self):
@@ -2838,7 +3098,8 @@ class NodeModelTests(unittest.TestCase):
             return  # so few don't always come to everything
         exercised = run_node_model(300)
         for what in NodePair.REFUSALS + (
-                "killed", "frozen", "own", "held", "directory", "running", "stopped", "unknown",
+                "killed", "frozen", "frozen until the promise has run out", "own", "held",
+                "directory", "running", "stopped", "unknown",
                 "the start command was launched", "there was nothing to stop",
                 "not started: a scheduler runs there already",
                 "not started: an earlier start is still under way",
@@ -3069,9 +3330,10 @@ class JudgeTests(unittest.TestCase):
                          ["60:98900:60:1:1"])
 
 
-def environment_of(pid):
-    """A process's environment, each variable between two zeros."""
-    return "\0" + read_file("/proc/{}/environ".format(pid))
+def marker_of(pid):
+    """What a process's environment has as ASFC_NODE."""
+    return [variable for variable in read_file("/proc/{}/environ".format(pid)).split("\0")
+            if variable.startswith("ASFC_NODE=")]
 
 
 class NodeTestCase(unittest.TestCase):
@@ -3375,6 +3637,7 @@ class StartTests(NodeTestCase):
                                    nodes.stop("a", stamped(1, move))):
                         self.assertEqual((report.state, report.intent, report.refused),
                                          (asfc.STOPPED, None, ""))
+            self.assertFalse(os.path.exists(sandbox.path("state", "start.out")), "not even begun")
             self.assertEqual(sandbox.scheduler.started(), [])
             sandbox.promise(100)
             self.started(sandbox, stamped(2, 0))
@@ -3425,7 +3688,7 @@ class StartTests(NodeTestCase):
                     launcher = int(sandbox.read("state/intent").split()[4])
                     words = read_file("/proc/{}/cmdline".format(launcher)).split("\0")
                     self.assertEqual(words[3], "asfc-start@a")
-                    self.assertIn("\0ASFC_NODE=a\0", environment_of(launcher))
+                    self.assertEqual(marker_of(launcher), ["ASFC_NODE=a"])
                 if terminal:   # it would end with the scheduler
                     os.kill(pid, signal.SIGKILL)
 
@@ -3444,7 +3707,7 @@ class StartTests(NodeTestCase):
                 self.seen(sandbox, stamped(1, 1))
                 wait_until(lambda of=sandbox: len(processes_with(of.bin)) >= 3, 5, "its children")
                 for pid, arguments in processes_with(sandbox.bin):
-                    self.assertIn("\0ASFC_NODE=a\0", environment_of(pid), arguments)
+                    self.assertEqual(marker_of(pid), ["ASFC_NODE=a"], arguments)
                 note = "echo status ${{ASFC_NODE-none}} >>{}; exit 0".format(sandbox.path("notes"))
                 configuration.airflow_scheduler_status_command = note
                 configuration.airflow_scheduler_stop_command = note.replace("status", "stop")
@@ -3890,6 +4153,9 @@ class FenceBench:
             raise OSError(28, "No space left on device")
         self.text = text
 
+    def remove_file(self, path):
+        self.text = None
+
     def wake(self, name):
         self.woken.append(name)
 
@@ -3964,7 +4230,7 @@ class SelfFenceTest(unittest.TestCase):
         bench.run_for(10)
         bench.fence.promise_withdrawn()
         bench.run_for(100)
-        self.assertEqual((bench.sent, bench.text), ([], ""))
+        self.assertEqual((bench.sent, bench.text), ([], None))
 
     def test_once_begun_it_is_finished_though_a_late_reply_moves_the_deadline(self):
         bench = self.bench
@@ -4097,7 +4363,7 @@ class HealthTest(unittest.TestCase):
     def test_an_unchanged_heartbeat_is_timed_only_while_the_page_can_be_read(self):
         bench = PageBench()
         bench.after(0, (200, health_page()))
-        self.assertEqual(bench.after(20), asfc.HealthSign(True, "12:00:00", 20.0))
+        self.assertEqual(bench.after(20), asfc.HealthSign(True, "12:00:00", 20.0, "page"))
         self.assertFalse(bench.after(10, "connection refused").readable)
         self.assertFalse(bench.after(10, (200, health_page(database="unhealthy"))).readable)
         self.assertEqual(bench.after(10, (200, health_page())).unchanged_s, 0.0)
@@ -4106,6 +4372,12 @@ class HealthTest(unittest.TestCase):
         self.assertEqual(bench.watch.sign().unchanged_s, 15.0, "no reading says more than this")
         self.assertEqual(bench.after(7).unchanged_s, 31.0)
         self.assertEqual(bench.after(5, (200, health_page("12:00:05"))).unchanged_s, 0.0)
+
+    def test_a_heartbeat_is_not_timed_over_a_time_in_which_nobody_looked(self):
+        bench = PageBench()
+        bench.after(0, (200, health_page()))
+        self.assertEqual(bench.after(600).unchanged_s, 0.0)
+        self.assertEqual(bench.after(10).unchanged_s, 10.0)
 
     def test_evidence_that_is_too_old_is_none(self):
         bench = PageBench()
@@ -4128,6 +4400,199 @@ class HealthTest(unittest.TestCase):
             bench.watch.step()
         self.assertEqual(len(bench.lines), 1)
         self.assertIn("health_page_verify_tls", bench.lines[0])
+
+
+def job(number, host, beat, state="running"):
+    return asfc.SchedulerJob(number, host, state, "2026-11-22 " + beat)
+
+
+class JobBench:
+    """A world with a clock that is set by hand and a job table that is too."""
+    NAMES = {"a": ["a.example.org"], "b": [], "c": ["clone"], "d": ["clone"]}
+
+    def __init__(self, **changes):
+        self.time, self.answer, self.lines = 1000.0, None, []
+        self.log = logging.Logger("asfc-test-jobs")
+        self.log.addHandler(ListHandler(self.lines))
+        self.watch = asfc.JobWatch(self, settings(**changes), self, self.log)
+
+    def now(self):
+        return self.time
+
+    def describe(self):
+        return "the test's database"
+
+    def scheduler_jobs(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def after(self, seconds, *answer):
+        """Ask after a time; the answer is the rows of the table, or what else is given."""
+        self.time += seconds
+        self.answer = list(answer)
+        if answer and not isinstance(answer[0], asfc.SchedulerJob):
+            self.answer = answer[0]
+        self.pause_s = self.watch.step()
+        return self.watch.sign()
+
+    def moving(self):
+        return "".join(node for node in sorted(self.NAMES)
+                       if (self.watch.moved_at(node, self.NAMES) or 0.0) > self.time - 30.0)
+
+
+class JobWatchTest(unittest.TestCase):
+    AWAY = asfc.MetadataError("the database is away")
+
+    def test_a_row_that_is_first_seen_has_not_moved_and_counts_from_there(self):
+        bench = JobBench()
+        sign = bench.after(0, job(1, "a", "12:00:00"))
+        self.assertEqual(sign, asfc.HealthSign(True, "2026-11-22 12:00:00", 0.0, "table"))
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:00")).unchanged_s, 10.0)
+        sign = bench.after(10, job(2, "b", "12:00:15"), job(1, "a", "12:00:00"))
+        self.assertEqual(sign, asfc.HealthSign(True, "2026-11-22 12:00:00", 0.0, "table"))
+        self.assertEqual(bench.moving(), "")
+        sign = bench.after(5, job(2, "b", "12:00:20"), job(1, "a", "12:00:00"))
+        self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 12:00:20", 0.0))
+        self.assertEqual(bench.moving(), "b")
+        self.assertEqual(bench.after(7, job(2, "b", "12:00:20")).unchanged_s, 7.0)
+
+    def test_a_table_without_a_scheduler_is_read_too(self):
+        bench = JobBench()
+        self.assertEqual(bench.after(0), asfc.HealthSign(True, "never", 0.0, "table"))
+        self.assertEqual(bench.after(31), asfc.NO_HEALTH_SIGN._replace(
+            readable=True, heartbeat="never", source="table"), "nobody looked for 31 s")
+        self.assertEqual(bench.after(10).unchanged_s, 10.0)
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:00")).heartbeat, "never")
+        self.assertEqual(bench.after(10, job(1, "a", "12:00:05")).heartbeat, "2026-11-22 12:00:05")
+
+    def test_a_wall_clock_that_jumps_changes_nothing(self):
+        bench = JobBench()
+        beats = ["12:00:00", "12:00:05", "11:00:10", "11:00:15", "23:00:20", "23:00:25"]
+        for number, beat in enumerate(beats):
+            sign = bench.after(10, job(1, "a", beat))
+            self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 " + beat, 0.0))
+            self.assertEqual(bench.moving(), "a" if number else "")
+        for seconds in (10, 20, 30, 40):
+            self.assertEqual(bench.after(10, job(1, "a", beats[-1])).unchanged_s, seconds)
+        self.assertEqual(bench.moving(), "", "a future heartbeat that stands is no life")
+
+    def test_a_stale_row_beside_one_that_moves_is_no_life_of_its_host(self):
+        bench = JobBench()
+        stale = job(9, "b", "23:00:00")     # by a clock that was hours ahead
+        for second in range(0, 60, 10):
+            sign = bench.after(10, stale, job(10, "a", "12:00:{:02d}".format(second)))
+        self.assertEqual((sign.heartbeat, sign.unchanged_s), ("2026-11-22 12:00:50", 0.0))
+        self.assertEqual(bench.moving(), "a")
+
+    def test_two_rows_of_one_host_are_two_schedulers_and_either_one_is_life(self):
+        bench = JobBench()
+        for second in range(0, 60, 10):
+            sign = bench.after(10, job(2, "a", "12:00:{:02d}".format(second)),
+                               job(1, "a", "11:59:00"))
+        self.assertEqual((sign.unchanged_s, bench.moving()), (0.0, "a"))
+
+    def test_a_movement_may_have_been_made_up_to_a_pause_before_it_was_seen(self):
+        bench = JobBench()
+        bench.after(0, job(1, "a", "12:00:00"))
+        self.assertIsNone(bench.watch.moved_at("a", bench.NAMES))
+        bench.after(10, job(1, "a", "12:00:05"))
+        self.assertEqual(bench.watch.moved_at("a", bench.NAMES), bench.time - bench.pause_s)
+        self.assertIsNone(bench.watch.moved_at("b", bench.NAMES))
+
+    def test_what_changed_while_nobody_could_look_is_no_movement(self):
+        for missed in (self.AWAY, None, 600.0):
+            with self.subTest(missed):
+                bench = JobBench()
+                bench.after(0, job(1, "a", "12:00:00"))
+                if missed == 600.0:
+                    bench.time += missed
+                else:
+                    self.assertEqual(bench.after(10, missed), asfc.NO_HEALTH_SIGN)
+                sign = bench.after(10, job(1, "a", "12:00:15"))
+                self.assertEqual((sign.unchanged_s, bench.moving()), (0.0, ""))
+                bench.after(10, job(1, "a", "12:00:20"))
+                self.assertEqual(bench.moving(), "a")
+
+    def test_the_last_heartbeat_of_a_scheduler_that_ended_in_order_is_no_life(self):
+        bench = JobBench()
+        bench.after(0, job(1, "a", "12:00:00"))
+        sign = bench.after(10, job(1, "a", "12:00:07", state="success"))
+        self.assertEqual((sign.heartbeat, bench.moving()), ("2026-11-22 12:00:00", ""))
+        bench.after(10, job(1, "a", "12:00:07", "failed"))
+        bench.after(10, job(1, "a", "12:00:12", "failed"))   # Airflow lets such a one go on
+        self.assertEqual(bench.moving(), "a")
+
+    def test_evidence_that_is_too_old_is_none(self):
+        bench = JobBench()
+        self.assertEqual(bench.watch.sign(), asfc.NO_HEALTH_SIGN)
+        bench.after(0, job(1, "a", "12:00:00"))
+        bench.time += 30.1
+        self.assertEqual(bench.watch.sign(), asfc.NO_HEALTH_SIGN)
+
+    def test_a_database_that_can_not_be_read_is_no_evidence_and_told_once(self):
+        bench = JobBench()
+        for number in range(5):
+            error = asfc.MetadataError("away for the {}. time".format(number))
+            self.assertEqual(bench.after(10, error), asfc.NO_HEALTH_SIGN)
+            self.assertEqual(bench.pause_s, 10.0)
+        self.assertEqual(bench.lines, ["the job table gives no evidence: away for the 0. time"])
+        bench.after(10, job(1, "a", "12:00:00"))
+        bench.after(10, job(1, "a", "12:00:05"))
+        self.assertEqual(bench.lines[1:], ["the job table can be read: the test's database"])
+
+    def test_where_there_is_no_such_table_it_is_asked_for_once_a_minute(self):
+        bench = JobBench(poll_frequency=3.0)
+        for _ in range(3):
+            self.assertEqual(bench.after(60, None), asfc.NO_HEALTH_SIGN)
+            self.assertEqual(bench.pause_s, 60.0)
+        self.assertEqual(bench.lines, [
+            "the job table gives no evidence: there is none at the test's database"])
+        self.assertTrue(bench.after(60, job(1, "a", "12:00:00")).readable)
+        self.assertEqual(bench.pause_s, 3.0)
+        self.assertFalse(bench.after(3, None).readable, "it has vanished")
+        self.assertEqual((bench.pause_s, len(bench.lines)), (60.0, 3))
+
+    def test_it_asks_several_times_within_airflows_threshold(self):
+        bench = JobBench(poll_frequency=60.0)
+        bench.after(0)
+        self.assertEqual(bench.pause_s, 10.0)
+        bench.watch.ended = True
+        self.assertIsNone(bench.watch.step())
+        self.assertIsNone(asfc.JobWatch(bench, settings(), None, bench.log).step())
+
+    def test_the_table_goes_before_the_page_where_it_can_be_read(self):
+        table, page = (asfc.HealthSign(True, "x", 3.0, source) for source in ("table", "page"))
+        none = asfc.NO_HEALTH_SIGN
+        for signs, best in (((table, page), table), ((none, page), page), ((table, none), table),
+                            ((none, none), none)):
+            self.assertEqual(asfc.best_sign(*signs), best)
+
+    def test_a_host_name_means_one_node_or_nobody(self):
+        names = {"a": ["vm-a", "vm-a.example.org"], "b": ["B.Example.org."],
+                 "10.0.0.3": ["web.x.y"], "10.0.0.4": ["web.x.z", "localhost"],
+                 "e.one": ["clone", "e"], "f": ["clone"],
+                 "fe80::5": []}
+        means = {"a": "a", "A": "a", "vm-a": "a", "vm-a.example.org": "a", "vm-a.example.org.": "a",
+                 "vm-a.other.org": "a", "a.any.where": "a", "b.example.org": "b", "b": "b",
+                 "B": "b", "b.other.org": "b", "web.x.y": "10.0.0.3", "web.x.z": "10.0.0.4",
+                 "web": None, "web.x.q": None, "10.0.0.3": "10.0.0.3", "10.0.0.5": None,
+                 "10": None, "clone": None, "clone.x": None, "e.one": "e.one", "e": "e.one",
+                 "e.two": "e.one", "f": "f", "fe80::5": "fe80::5", "vm": None, "": None, ".": None,
+                 "localhost": None, "localhost.localdomain": None, "ip6-localhost": None,
+                 "127.0.1.1": None, "::1": None, "zz": None}
+        for host, node in means.items():
+            with self.subTest(host):
+                self.assertEqual(asfc.node_of_host(host, names), node)
+        self.assertIsNone(asfc.node_of_host("x.two", {"n": ["x.one"]}), "of another domain")
+        self.assertIsNone(asfc.node_of_host("localhost", {"localhost": []}))
+
+    def test_a_host_that_can_not_be_mapped_is_life_but_vetoes_nothing(self):
+        bench = JobBench()
+        for host in ("clone", "localhost", "elsewhere", ""):
+            bench.after(10, job(1, host, "12:00:00"))
+            self.assertEqual(bench.after(10, job(1, host, "12:00:05")).unchanged_s, 0.0)
+            self.assertEqual(bench.moving(), "")
 
 
 ###############################################################################
@@ -4423,7 +4888,10 @@ class VirtualWorld:
     def write_text(self, path, text, durable=True):
         """Of all files only the fence deadline is written; the node's script reads it, too."""
         self.model.fence_text = text
-        self.model.fence_deadline = int(text.split()[2]) / 100.0 if text else None
+        self.model.fence_deadline = int(text.split()[2]) / 100.0
+
+    def remove_file(self, path):
+        self.model.fence_text = self.model.fence_deadline = None
 
     @property
     def model(self):
@@ -4478,6 +4946,32 @@ class VirtualMetadata(asfc.MetadataService):
         return "virtual metadata"
 
 
+class VirtualJobTable:
+    """Airflow's job table: each scheduler that lives and is not hung beats every 5 s there, by its
+    own host's wall clock; its row appears some seconds after its process."""
+    ROW_AFTER_S = 4.0
+
+    def __init__(self, cluster):
+        self.cluster, self.wall_s, self.rows, self.seen = cluster, {}, {}, {}
+
+    def describe(self):
+        return "virtual database"
+
+    def scheduler_jobs(self):
+        self.cluster.clock.wait(0.01)
+        now = self.cluster.clock.time
+        for name, model in self.cluster.models.items():
+            for main in model.mains:
+                began = self.seen.setdefault((name, main), now)
+                if now >= began + self.ROW_AFTER_S and name not in self.cluster.hung:
+                    text = "{:012.0f}".format(now // 5 * 5 + self.wall_s.get(name, 0.0))
+                    number, _ = self.rows.get((name, main), (len(self.rows) + 1, ""))
+                    self.rows[name, main] = number, text
+        jobs = [asfc.SchedulerJob(number, name + ".example.org", "running", text)
+                for (name, _), (number, text) in self.rows.items()]
+        return sorted(jobs, key=lambda job: job.heartbeat, reverse=True)
+
+
 class VirtualCluster:
     """Hosts a, b and c with a controller each, driven through virtual time by the controller's own
     code; the nodes are NodeModels, which are held against the real script in tests of their own."""
@@ -4492,7 +4986,7 @@ class VirtualCluster:
         for name, model in self.models.items():
             model.directory_id = "lock-" + name
         self.broken, self.cut, self.mails, self.lines = set(), set(), [], []
-        self.hung, self.heartbeat = set(), "never"
+        self.hung, self.heartbeat, self.job_table = set(), "never", None
         self.starts = self.most_alive = 0
         self.worlds, self.controllers, self.runs = {}, {}, {}
         self.keys = dict({"scheduler_nodes_in_cluster": ", ".join(names),
@@ -4509,7 +5003,7 @@ class VirtualCluster:
         log.addHandler(VirtualLog(self, name))
         self.controllers[name] = controller = asfc.FailoverController(
             world, configuration, self.metadata, asfc.Nodes(world, configuration), "lock-" + name,
-            lambda: self.models[name].gate, log)
+            lambda: self.models[name].gate, log, jobs=self.job_table)
         self.runs[name] = self.clock.spawn(world, controller.run, "controller")
 
     def kill_controller(self, name):
@@ -4661,42 +5155,68 @@ class VirtualHourTest(unittest.TestCase):
             self.assertIn("runs on b (pid {}, uid 33); it is not counted and not stopped".format(
                 pid), line)
 
-    def test_a_healthy_scheduler_is_never_taken_for_hung_however_long_the_poll_is(self):
-        for poll_s in (10, 60):
-            cluster = VirtualCluster(3, poll_frequency=poll_s)
+    @staticmethod
+    def cluster_with(source, **keys):
+        """A cluster whose schedulers' heartbeats are told by the page or by the table."""
+        cluster = VirtualCluster(3, **keys)
+        if source == "page":
             cluster.base_url = "http://page"
+        else:
+            cluster.job_table = VirtualJobTable(cluster)
+            cluster.job_table.wall_s["a"] = 1e6
+        return cluster
+
+    def test_a_healthy_scheduler_is_never_taken_for_hung_however_long_the_poll_is(self):
+        for source, poll_s in itertools.product(("page", "table"), (10, 60)):
+            cluster = self.cluster_with(source, poll_frequency=poll_s)
 
             def play(cluster=cluster):
                 for name in cluster.models:
                     cluster.start_controller(name)
                 cluster.clock.wait(200)
+                if cluster.job_table:
+                    cluster.job_table.wall_s["a"] -= 3600.0
                 cluster.kill_controller(cluster.active())
                 cluster.clock.wait(600)
             cluster.clock.drive(play)
-            self.assertEqual((poll_s, cluster.starts, cluster.home()), (poll_s, 1, "a"))
+            self.assertEqual((source, poll_s, cluster.starts, cluster.home()),
+                             (source, poll_s, 1, "a"))
 
     def test_a_hung_scheduler_is_replaced_within_the_time_of_the_table(self):
-        cluster = VirtualCluster(3)
-        cluster.base_url = "http://page"
+        for source in ("page", "table"):
+            cluster = self.cluster_with(source)
+
+            def play(cluster=cluster):
+                for name in cluster.models:
+                    cluster.start_controller(name)
+                cluster.clock.wait(300)
+                hung = cluster.models["a"].mains[0]
+                cluster.hung.add("a")
+                began = cluster.clock.time
+                while hung in cluster.models["a"].mains:
+                    cluster.clock.wait(0.1)
+                cluster.hung.clear()
+                while not cluster.home():
+                    cluster.clock.wait(0.1)
+                took_s = cluster.clock.time - began
+                cluster.clock.wait(300)
+                return took_s
+            took_s = cluster.clock.drive(play)
+            # Airflow's threshold, one heartbeat, two looks at it, one poll; then stop and start.
+            self.assertLess(took_s, 30 + 5 + 10 + 10 + 5 + cluster.START_S, source)
+            self.assertEqual((cluster.starts, cluster.most_alive), (2, 1), source)
+            self.assertTrue(any("it is hung" in line for line in cluster.lines))
+
+    def test_a_scheduler_that_hangs_before_its_first_heartbeat_is_replaced_too(self):
+        cluster = self.cluster_with("table")
+        cluster.hung.add("a")
 
         def play():
             for name in cluster.models:
                 cluster.start_controller(name)
-            cluster.clock.wait(300)
-            hung = cluster.models["a"].mains[0]
-            cluster.hung.add("a")
-            began = cluster.clock.time
-            while hung in cluster.models["a"].mains:
-                cluster.clock.wait(0.1)
-            cluster.hung.clear()
-            while not cluster.home():
-                cluster.clock.wait(0.1)
-            return cluster.clock.time - began
-        took_s = cluster.clock.drive(play)
-        # Airflow's threshold, one heartbeat, two looks at the page, one poll; then stop and start.
-        self.assertLess(took_s, 30 + 5 + 10 + 10 + 5 + cluster.START_S)
-        self.assertEqual((cluster.starts, cluster.most_alive), (2, 1))
-        self.assertTrue(any("it is hung" in line for line in cluster.lines))
+            cluster.clock.wait(600)
+        cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
 
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7) for _ in range(2)]
@@ -5073,6 +5593,376 @@ class LeaseTest(unittest.TestCase):
 
 
 ###############################################################################
+# Node records and this node ##################################################
+###############################################################################
+
+
+class ControllerBench(LeaseBench):
+    """Leases with their fence and node records, over one store, on a clock set by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.files, self.sent, self.list = {}, [], []
+
+    def boot_clock(self):
+        return "boot", self.time
+
+    def read_text(self, path):
+        return self.files.get(path)
+
+    def write_text(self, path, text, durable=True):
+        self.files[path] = text
+
+    def remove_file(self, path):
+        self.files.pop(path, None)
+
+    def host_names(self):
+        return ("host",)
+
+    def signal_process(self, process, number):
+        self.sent.append((process.pid, number))
+
+    def controller(self, node, no_promise="", state_dir_id=None, **changes):
+        """A lease with records and fence; its fence's file is of its own."""
+        changes.setdefault("state_dir_here", "/state-" + node)
+        configuration = settings(node_name=node, **changes)
+        lease = asfc.Lease(self, configuration, self, state_dir_id or "lock-" + node,
+                           lambda: None, self.log)
+        fence = asfc.SelfFence(self, configuration, 1000)
+        lease.nodes = asfc.NodeRecords(self, configuration, lease.instance,
+                                       state_dir_id or "lock-" + node, fence, no_promise, self.log)
+        return lease
+
+    def node(self, name):
+        found = self.records.get("node/" + name)
+        return asfc.NodeRecord.from_text(found.value) if found else None
+
+
+class NodeRecordsTest(unittest.TestCase):
+    def setUp(self):
+        self.bench = ControllerBench()
+
+    def test_each_controller_writes_its_own_record_with_its_promise_at_every_beat(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b", fence_grace_time=9.0,
+                                                                 promise_s=33.5)
+        for _ in range(3):
+            a.beat(), b.beat()
+            self.bench.time += 3
+        self.assertEqual((self.bench.node("a").promise_s, self.bench.node("b").promise_s),
+                         (29.5, 33.5))
+        self.assertEqual(a.nodes.views["b"].record.instance, b.instance)
+        self.assertEqual(self.bench.records["node/a"].version, self.bench.node("a").sequence + 1)
+        self.assertEqual(a.nodes.fence.deadline, self.bench.time - 3 + 20)
+        self.assertEqual(self.bench.files["/state-a/fence"].split()[1:],
+                         ["boot", "{:.0f}".format(100 * a.nodes.fence.deadline), "end"])
+
+    def test_nothing_is_promised_while_paused_with_keep_or_without_the_means(self):
+        cases = (({"on_metadata_loss": "keep"}, "keep"),
+                 ({"no_promise": "no rights"}, "no rights"), ({}, ""))
+        for node, (changes, words) in zip("abc", cases):
+            lease = self.bench.controller(node, **changes)
+            lease.beat()
+            lease.beat()
+            record = self.bench.node(node)
+            self.assertEqual(record.promise_s is None, bool(words))
+            self.assertIn(words, record.no_promise)
+            self.assertEqual(lease.nodes.fence.deadline is None, bool(words))
+
+    def test_a_pause_takes_the_promise_back_and_the_fence_goes_on_until_that_is_confirmed(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        self.bench.put(self.bench.cluster()._replace(paused="by op"))
+        self.bench.fail = "before"
+        self.bench.time += 3
+        lease.beat()
+        self.assertIsNotNone(lease.nodes.fence.deadline)
+        self.bench.fail = ""
+        lease.beat()
+        lease.beat()
+        self.assertIsNone(self.bench.node("a").promise_s)
+        self.assertIsNone(lease.nodes.fence.deadline)
+        self.assertNotIn("/state-a/fence", self.bench.files)
+
+    def test_an_orderly_end_takes_the_promise_back_first_however_long_that_takes(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.leave()
+        self.bench.fail = "before"
+        for _ in range(5):
+            self.bench.time += 1
+            self.assertEqual(lease.beat(), 1.0)
+        self.bench.fail = ""
+        self.assertIsNone(lease.beat())
+        self.assertEqual((self.bench.node("a").promise_s, self.bench.cluster().holder), (None, ""))
+
+    def test_an_end_without_metadata_comes_when_the_node_has_fenced_itself(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.leave()
+        self.bench.fail = "before"
+        self.bench.time += 25
+        self.assertEqual(lease.beat(), 1.0)
+        lease.nodes.fence.clean = True
+        self.assertIsNone(lease.beat())
+
+    def test_a_passed_deadline_is_dealt_with_before_the_record_is_written_again(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        version = self.bench.records["node/a"].version
+        self.bench.time += 21
+        lease.expect_work(100)
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version)
+        lease.nodes.fence.clean = True
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version + 1)
+
+    def test_a_thawed_controller_writes_only_where_its_node_is_still_possible(self):
+        for possible, survives in ((("a",), True), (("b",), False), ((), True)):
+            self.setUp()
+            lease = self.bench.controller("a")
+            lease.beat()
+            lease.beat()
+            lease.nodes.fence.step()
+            self.bench.time += 100
+            self.bench.put(self.bench.cluster()._replace(possible_nodes=possible))
+            lease.nodes.fence.step()
+            lease.expect_work(100)
+            version = self.bench.records["node/a"].version
+            lease.beat()
+            self.assertEqual(self.bench.records["node/a"].version > version, survives)
+            self.assertEqual(lease.nodes.fence.has_chance(), survives)
+
+    def test_a_stuck_main_loop_stops_the_heartbeat_but_not_the_nodes_record(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.expect_work(10)
+        self.bench.time += 41
+        lease.nodes.fence.clean = True
+        versions = [self.bench.records[name].version for name in ("cluster", "node/a")]
+        lease.beat()
+        self.assertEqual([self.bench.records[name].version for name in ("cluster", "node/a")],
+                         [versions[0], versions[1] + 1])
+
+    def test_a_second_controller_of_the_same_name_is_refused_and_the_first_goes_on(self):
+        first = self.bench.controller("a")
+        first.beat()
+        second = self.bench.controller("a", state_dir_id="other")
+        second.beat()
+        self.bench.time += 3
+        first.beat()
+        with self.assertRaisesRegex(asfc.RefusedError, "another controller calls itself a"):
+            second.beat()
+        self.bench.time += 3
+        first.beat()
+        self.assertEqual(self.bench.node("a").instance, first.instance)
+
+    def test_a_node_with_a_new_state_directory_takes_its_name_over_after_h_of_silence(self):
+        self.bench.controller("a").beat()
+        self.bench.time += 5
+        again = self.bench.controller("a", state_dir_id="new", state_dir_here="/new")
+        for seconds, written in ((0, False), (3, False), (26.9, False), (0.2, True)):
+            self.bench.time += seconds
+            again.beat()
+            self.assertEqual(self.bench.node("a").instance == again.instance, written)
+
+    def test_settings_and_versions_that_differ_are_told_once(self):
+        lines = []
+        log = ListHandler(lines)
+        self.bench.log.addHandler(log)
+        self.addCleanup(self.bench.log.removeHandler, log)
+        a = self.bench.controller("a")
+        b = self.bench.controller("b", fence_grace_time=9.0)
+        for _ in range(4):
+            a.beat(), b.beat()
+            self.bench.time += 3
+        told = [line for line in lines if "fence_grace_time" in line]
+        self.assertEqual(sorted(told), [
+            "fence_grace_time is 5.0 on a and 9.0 on b: it should be the same on all nodes",
+            "fence_grace_time is 9.0 on b and 5.0 on a: it should be the same on all nodes"])
+
+    def test_a_record_that_fell_back_is_not_trusted_until_it_rises(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        for _ in range(4):
+            a.beat(), b.beat()
+        a.beat()
+        self.bench.records["node/b"] = self.bench.records["node/b"]._replace(version=1)
+        a.beat()
+        self.assertFalse(a.nodes.views["b"].trusted)
+        b.beat(), b.beat(), a.beat()
+        self.assertTrue(a.nodes.views["b"].trusted)
+
+    def test_events_are_kept_in_order_and_bounded_and_outlive_an_outage(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        event = asfc.HistoryEvent("now", "a", 1, 0, "first")
+        a.beat(), b.beat()
+        self.bench.fail = "after"
+        a.nodes.post(event)
+        a.beat()
+        self.bench.fail = ""
+        b.nodes.post(event._replace(what="second"))
+        b.beat(), a.beat(), b.beat(), a.beat()
+        for number in range(300):
+            a.nodes.post(event._replace(what=str(number)))
+        a.beat()
+        events = asfc.HistoryEvent.all_from_text(self.bench.records["history"].value)
+        self.assertEqual((len(events), events[-1].what), (asfc.HISTORY_LENGTH, "299"))
+
+    def test_restored_metadata_makes_every_node_possible_in_a_term_above_all(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        a.beat(), b.beat(), a.beat()
+        self.bench.put(self.bench.cluster()._replace(possible_nodes=("a",), assigned=True))
+        a.beat()
+        backup = dict(self.bench.records)
+        self.assertTrue(a.update(lambda record: record._replace(
+            move=4, possible_nodes=("b",), started=True)))
+        self.bench.records = backup
+        a.beat()
+        self.assertTrue(a.active and a.fell_back)
+        self.assertTrue(a.raise_term(asfc.Pair(5, 0)))
+        record = self.bench.cluster()
+        self.assertEqual((record.term, sorted(record.possible_nodes), record.assigned, a.fell_back),
+                         (6, ["a", "b", "c"], False, False))
+        a.beat()
+        self.assertTrue(a.may_act())
+
+    def test_a_claim_of_restored_metadata_exceeds_what_the_own_gate_holds(self):
+        self.bench.put(asfc.ClusterRecord("c", 5, 2, holder="x", instance="x",
+                                          possible_nodes=("x",), assigned=True))
+        lease = self.bench.lease("b", gate=asfc.Gate(asfc.Pair(7, 1), "y", "c", "b"))
+        for _ in range(12):
+            lease.beat()
+            self.bench.time += 3
+        record = self.bench.cluster()
+        self.assertEqual((record.holder, record.term, record.possible_nodes, record.assigned),
+                         ("b", 8, ("x", "a", "b", "c"), False))
+
+
+class NodesBench:
+    """Stands for Nodes in an OwnNode: it answers with the report that it was given."""
+
+    def __init__(self, report):
+        self.report, self.stamps = report, []
+
+    def query_own(self, stamp):
+        self.stamps.append(stamp)
+        return self.report
+
+    def look(self, names):
+        return {name: self.report._replace(gate=None) for name in names}
+
+
+class OwnNodeTest(unittest.TestCase):
+    """The local guard: a scheduler on a node where none may run."""
+
+    def setUp(self):
+        self.bench = ControllerBench()
+        self.lease = self.bench.controller("b")
+        self.record = asfc.ClusterRecord(
+            "cluster", 3, 5, holder="a", instance="me", possible_nodes=("a",), assigned=True,
+            started=True)
+        self.bench.put(self.record)
+        self.nodes = NodesBench(report_of("b", "running"))
+        self.own = asfc.OwnNode(self.bench, settings(node_name="b"), self.nodes, self.lease,
+                                self.lease.nodes, self.bench.log)
+
+    def rounds(self, count=1, moves=True):
+        """So many times: the holder's heartbeat, this controller's read, its look at its node."""
+        for _ in range(count):
+            if moves:
+                self.bench.put(self.record)
+            self.bench.time += 3
+            self.lease.beat()
+            self.bench.time += 0.1
+            self.own.step()
+
+    def test_one_that_may_not_run_here_is_ended_after_it_was_listed_and_the_record_read(self):
+        self.rounds()
+        self.assertEqual(self.bench.sent, [])
+        self.rounds()
+        self.assertEqual(self.bench.sent, [(70, signal.SIGTERM)])
+        self.rounds(2)
+        self.assertEqual(self.bench.sent[-1], (70, signal.SIGKILL))
+        self.assertEqual(self.nodes.stamps[0], asfc.Stamp("cluster", PAIR, "me"))
+
+    def test_it_is_left_alone_where_anything_is_in_doubt(self):
+        gate = asfc.Gate(asfc.Pair(3, 6), "me", "cluster", "b")
+        running = report_of("b", "running")
+        for what, record, report in (
+                ("it is possible", {"possible_nodes": ("b", "a")}, running),
+                ("no assignment exists", {"assigned": False}, running),
+                ("paused", {"paused": "by op"}, running),
+                ("the gate is ahead", {}, running._replace(gate=gate)),
+                ("another cluster's gate", {}, running._replace(
+                    gate=gate._replace(pair=PAIR, cluster="other"))),
+                ("the lock was held", {}, running._replace(gate=None)),
+                ("none runs", {}, report_of("b", "stopped"))):
+            with self.subTest(what):
+                self.setUp()
+                self.record = self.record._replace(**record)
+                self.nodes.report = report
+                self.bench.put(self.record)
+                self.rounds(4)
+                self.assertEqual(self.bench.sent, [])
+
+    def test_it_is_left_alone_when_nobody_has_reigned_for_h(self):
+        self.rounds(2)
+        sent = len(self.bench.sent)
+        self.lease._calm_reads = -1000   # this one does not claim
+        self.rounds(11, moves=False)
+        del self.bench.sent[:]
+        self.rounds(2, moves=False)
+        self.assertEqual((sent, self.bench.sent), (1, []))
+
+    def test_without_a_holder_the_gate_is_not_touched(self):
+        self.record = self.record._replace(holder="", instance="")
+        self.lease._stand_back_until = 1e9
+        self.rounds(3)
+        self.assertEqual(self.nodes.stamps, [])
+        self.assertEqual(self.bench.node("b").gate, None)
+
+
+class PromisesThatCanBeKept(unittest.TestCase):
+    def test_only_who_may_signal_a_scheduler_that_nothing_brings_back_promises(self):
+        class Recorded:
+            def user_id(self, name):
+                return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+
+            def run(self, commands):
+                return [asfc.CommandResult(*self.shown)]
+        unit = "sudo -n systemctl restart airflow-scheduler"
+        shown = "Restart={}\nUnitFileState={}\n"
+        cases = (
+            ("", "", None, ""), ("me", "", None, ""), ("airflow", "", None, "another user"),
+            ("nobody-here", "", None, "no user nobody-here"),
+            ("", unit, (0, shown.format("no", "disabled"), ""), ""),
+            ("", unit, (0, shown.format("no", "static"), ""), ""),
+            ("", unit, (0, shown.format("always", "disabled"), ""), "Restart=always"),
+            ("", unit, (0, shown.format("no", "enabled"), ""), "is enabled"),
+            ("", unit, (0, shown.format("no", "enabled-runtime"), ""), "is enabled"),
+            ("", unit, (1, "", "Failed to connect to bus"), "does not tell"),
+            ("", unit, (None, "", "", "no such program"), "does not tell"),
+            ("", "/opt/start-scheduler", None, ""))
+        for user, command, answer, words in cases:
+            with self.subTest((user, command, answer)):
+                world = Recorded()
+                world.shown = answer
+                why = asfc.why_no_promise(world, settings(
+                    scheduler_user=user, airflow_scheduler_start_command=command))
+                self.assertEqual((bool(why), words in why), (bool(words), True), why)
+
+    def test_the_unit_is_found_in_a_start_command(self):
+        for command, unit in (
+                ("systemctl start x", "x"), ("/usr/bin/systemctl restart a@b", "a@b"),
+                ("sudo systemctl --no-block restart x.service", "x.service"),
+                ("airflow scheduler -D", ""), ("systemctl stop x", "")):
+            self.assertEqual(asfc.systemd_unit(command), unit)
+
+
+###############################################################################
 # Decision ####################################################################
 ###############################################################################
 
@@ -5096,7 +5986,7 @@ def report_of(node, state, pair=PAIR, **fields):
 
 
 def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_SIGN, alive_s=500.0,
-             cleaned=(), **fields):
+             cleaned=(), facts=None, fell_back=False, raises=0, **fields):
     record = asfc.ClusterRecord(
         cluster="cluster", term=3, move=5, holder="a", instance="me",
         possible_nodes=tuple(possible), assigned=True, started=True,
@@ -5106,7 +5996,7 @@ def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_S
     for node in "abc":
         reports.setdefault(node, report_of(node, "stopped"))
     return asfc.Observation(now, record, "me", reports, attempt, health, alive_s,
-                            frozenset(cleaned))
+                            frozenset(cleaned), facts or {}, fell_back, raises)
 
 
 def in_words(decision):
@@ -5118,6 +6008,10 @@ def in_words(decision):
             if "possible_nodes" in parts:
                 parts = ["possible=" + "".join(action.fields["possible_nodes"])]
             words.append(" ".join(parts + ["new"] * action.new_move))
+        elif isinstance(action, asfc.FenceNode):
+            words.append("fence " + action.node)
+        elif isinstance(action, asfc.RaiseTerm):
+            words.append("raise above {}".format(action.above))
         else:
             verb = "start" if isinstance(action, asfc.StartScheduler) else "stop"
             words.append(verb + " " + action.node)
@@ -5132,6 +6026,9 @@ TWO = (asfc.Process(70, 7000, 1, 70, 1000, "one"), asfc.Process(90, 9000, 1, 90,
 ENDED = asfc.Intent(asfc.Pair(3, 5), "me", False, 40.0, 6.0)
 JUST_ENDED = ENDED._replace(ended_s=1.0)
 LONG = asfc.Intent(asfc.Pair(3, 5), "me", True, 100.0, None)
+# a's record has not changed for longer than W = 32.45 s, and two queries had no answer.
+SILENT = asfc.NodeFacts(7, 29.5, 33.0, 33.0, 2, True)
+VOUCHED = (asfc.Vouch("a", 7, "op confirmed that it is off"),)
 STUCK = asfc.HealthSign(True, "12:00:00", 31.0)
 SEEN = asfc.Attempt("a", asfc.Pair(3, 5), 4990.0, "", seen_at=4991.0)
 
@@ -5239,6 +6136,73 @@ class DecisionTest(unittest.TestCase):
             observed("a", {"a": "running"}, health=STUCK, alive_s=34.0), "", "no action"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
+        "silent for W: the move begins after one query without an answer": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)}),
+            "possible=ab new", "moving the scheduler to b from a: no answer within 5 s; silent"),
+        "silent, and not asked since the move began: the start waits": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(asked_in_move=False)},
+                     started=False), "", "waiting until a has been silent"),
+        "silent, asked only once: the start waits": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)},
+                     started=False), "", "waiting until a has been silent"),
+        "silent for W, asked twice and in this move: started elsewhere": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT}, started=False),
+            "possible=b; start b", "silent for 33 s"),
+        "silent for less than W": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(silent_s=32.4)}), "",
+            "waiting until a"),
+        "silent without a promise": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)}), "",
+            "it has made no promise"),
+        "silent, but its scheduler's heartbeat moves in the job table": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(job_moves=True)},
+                     started=False), "", "heartbeat moves in Airflow's table"),
+        "a node that is not needed any more leaves the list by its silence": (
+            observed("ab", {"a": "silent", "b": "running"}, facts={"a": SILENT}),
+            "possible=b", "only b can have a scheduler now: a: no answer"),
+        "an answer that is not clear is no silence": (
+            observed("ab", {"a": "refused"}, facts={"a": SILENT}, started=False), "",
+            "a scheduler may run on a"),
+        "a person's word that it is off": (
+            observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)},
+                     started=False, vouched=VOUCHED), "possible=b; start b", "confirmed that it"),
+        "a person's word begins the move, too": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT._replace(promise_s=None)},
+                     vouched=VOUCHED), "possible=ab new", "op confirmed"),
+        "a word lapses when the node's record has changed": (
+            observed("ab", {"a": "silent"}, facts={"a": asfc.NodeFacts(8)}, started=False,
+                     vouched=VOUCHED), "", "a scheduler may run on a"),
+        "a word lapses when the node answers": (
+            observed("ab", {"a": report_of("a", "stopped", asfc.Pair(3, 4))}, started=False,
+                     facts={"a": SILENT}, vouched=VOUCHED), "", "a scheduler may run on a"),
+        "only ssh is broken: its own record proves, and another node is taken": (
+            observed("a", {"a": report_of("a", "stopped", by_record=True)}), "possible=ab new",
+            "moving the scheduler to b from a"),
+        "only ssh is broken, and it runs": (
+            observed("a", {"a": report_of("a", "running", by_record=True)}), "", "no action"),
+        "a node whose promise has run out takes no start": (
+            observed("a", {}, facts={"a": asfc.NodeFacts(7, 29.5, 16.0, 1.0)}), "possible=ab new",
+            "moving the scheduler to b"),
+        "a node that promises is taken before one that does not": (
+            observed("a", {}, failed=FAILED_A, facts={
+                "b": asfc.NodeFacts(7), "c": asfc.NodeFacts(7, 29.5, 1.0)}), "possible=ac new",
+            "moving the scheduler to c"),
+        "paused": (
+            observed("a", {}, paused="by op: upgrade"), "", "PAUSED (by op: upgrade)"),
+        "a gate ahead of the metadata": (
+            observed("a", {"b": report_of("b", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "cluster", "b"))}), "raise above 9.2", "b has heard of 9.2"),
+        "an equal gate of another instance": (
+            observed("a", {"b": report_of("b", "refused", gate=asfc.Gate(
+                PAIR, "x", "cluster", "b"))}), "raise above 3.5", "restored from a backup"),
+        "the metadata has fallen back": (
+            observed("a", {}, fell_back=True), "raise above 3.5", "it has fallen back"),
+        "a gate of another cluster": (
+            observed("a", {"a": report_of("a", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "another", "a"))}), "", "may run on a"),
+        "two databases raise for ever: at some time it is enough": (
+            observed("a", {"a": report_of("a", "refused", gate=asfc.Gate(
+                asfc.Pair(9, 2), "x", "cluster", "a"))}, raises=4), "", "share one database"),
         "an old failure is forgotten": (
             observed("a", {"a": "running"}, failed=FAILED_A), "failed", "no action"),
     }
@@ -5250,12 +6214,36 @@ class DecisionTest(unittest.TestCase):
                 self.assertEqual(in_words(decision), actions)
                 self.assertIn(words, decision.sentence)
 
+    def test_fence_command_goes_before_silence_and_silence_counts_when_it_has_failed(self):
+        with_command = settings(fence_command="switch-off")
+        for facts, actions in (
+                (SILENT, "fence a"), (SILENT._replace(promise_s=None), "fence a"),
+                (SILENT._replace(silent_s=29.9), ""), (SILENT._replace(unanswered=1), ""),
+                (SILENT._replace(job_moves=True), ""),
+                (SILENT._replace(fence_failed=True), "possible=b; start b"),
+                (SILENT._replace(fence_failed=True, promise_s=None), "")):
+            seen = observed("ab", {"a": "silent"}, facts={"a": facts}, started=False)
+            with self.subTest(facts):
+                self.assertEqual(in_words(asfc.decide(seen, with_command)), actions)
+        seen = observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)})
+        self.assertEqual(in_words(asfc.decide(seen, with_command)), "", "one more query first")
+
+    def test_a_turn_is_due_when_a_silence_ends(self):
+        for facts, again_s in ((SILENT._replace(silent_s=30.0), 2.45), (SILENT._replace(
+                unanswered=1), 1.0), (SILENT._replace(silent_s=5.0), 10.0)):
+            seen = observed("ab", {"a": "silent"}, facts={"a": facts}, started=False)
+            self.assertAlmostEqual(asfc.decide(seen, settings()).again_s, again_s)
+
     def test_a_start_has_worked_when_it_lived_long_enough_or_its_heartbeat_moved(self):
         moved = asfc.HealthSign(True, "12:00:05", 1.0)
+        paged = SEEN._replace(heartbeat="12:00:00", source="page")
         cases = ((SEEN, asfc.NO_HEALTH_SIGN, ""),
                  (SEEN._replace(seen_at=4960.0), asfc.NO_HEALTH_SIGN, "worked"),
                  (SEEN._replace(heartbeat="12:00:00"), moved, "worked"),
-                 (SEEN._replace(seen_at=4960.0, heartbeat="12:00:05"), moved, ""))
+                 (SEEN._replace(seen_at=4960.0, heartbeat="12:00:05"), moved, ""),
+                 (paged, moved._replace(source="page"), "worked"),
+                 (paged, moved._replace(source="table"), ""),
+                 (paged._replace(seen_at=4960.0), moved._replace(source="table"), "worked"))
         for attempt, health, expected in cases:
             decision = asfc.decide(observed("a", {"a": "running"}, attempt=attempt, health=health),
                                    settings())
