@@ -4269,6 +4269,14 @@ class SelfFenceTest(unittest.TestCase):
             bench.run_for(0.1)
             self.assertEqual(bench.list == [], refused)
 
+    def test_a_controller_that_is_frozen_again_in_its_try_gets_another(self):
+        self.bench.promise()
+        for _ in range(2):
+            self.bench.time += 100
+            self.bench.fence.step()
+            self.assertTrue(self.bench.fence.has_chance())
+        self.assertEqual(self.bench.sent, [])
+
     def test_a_restarted_controller_inherits_the_deadline_of_this_boot(self):
         self.bench.promise()
         self.assertEqual(self.bench.text, "1 boot 52000 end\n")
@@ -5422,6 +5430,37 @@ class LeaseTest(unittest.TestCase):
             self.bench.time += seconds
             standby.beat()
             self.assertEqual(standby.active, expected)
+
+    def test_a_record_that_was_restored_from_a_backup_is_taken_only_after_h(self):
+        for name in ("a", ""):   # one that names this node, and one that nobody holds
+            with self.subTest(holder=name):
+                self.bench = LeaseBench()
+                first = self.active("a")
+                if not name:
+                    first.release()
+                backup = self.bench.records["cluster"]
+                first.active = False
+                self.bench.put(self.bench.cluster()._replace(holder="b", instance="other", term=2))
+                first.beat()
+                self.bench.records["cluster"] = backup
+                first.beat()
+                self.assertFalse(first.active, "b may still act, and the record can't tell of it")
+                self.bench.time += 29
+                self.look(first)
+                self.assertFalse(first.active)
+                self.bench.time += 2
+                self.look(first)
+                self.assertTrue(first.active)
+                self.assertGreater(self.bench.cluster().term, 2)
+
+    def test_who_gives_the_lease_up_acts_no_more_even_if_the_reply_is_lost(self):
+        holder = self.active("a")
+        holder.leave()
+        self.assertFalse(holder.may_act())
+        self.bench.fail = "after"
+        holder.beat()
+        self.assertFalse(holder.may_act())
+        self.assertEqual(self.bench.cluster().holder, "")
 
     def test_a_restarted_controller_takes_its_own_lease_back_with_a_new_term(self):
         cases = (("a", "lock-a", True), ("a", "another-lock", False), ("b", "lock-a", False))
