@@ -6808,6 +6808,8 @@ class Simulation(VirtualCluster):
             self.tell(text)
 
     def broken(self, promise, text):
+        if self.violations and self.violations[-1].endswith(text):
+            return
         self.violations.append("{} at {:.3f}: {}".format(promise, self.clock.time - 1000, text))
         self.tell("***** {} IS BROKEN: {}".format(promise, text))
         if self.driver:
