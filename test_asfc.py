@@ -7788,7 +7788,8 @@ def show_run(mix, seed):
     found = simulate(mix, seed, tracing=True)
     print("\n".join(found.lines))
     print("\n".join(found.violations) or "no promise was broken")
-    print("replay: python3 test_asfc.py simulate --seeds 1 --from {} --mix {}\n".format(seed, mix))
+    print("replay: python3 test_asfc.py simulate --seeds 1 --from {} --mix {}\n".format(
+        seed, mix), flush=True)
 
 
 def simulate_verb(argv):
@@ -7802,10 +7803,8 @@ def simulate_verb(argv):
     tally, began = Tally(), time.monotonic()
     for result in simulate_all(seeds_of(options.first, options.seeds, options.mix)):
         tally.add(*result)
-        if options.timeline and not result[2]:
+        if options.timeline or result[2] and len(tally.failed) <= 3:
             show_run(*result[:2])
-    for mix, seed, _ in tally.failed[:3]:
-        show_run(mix, seed)
     tally.show()
     for mix, seed, violations in tally.failed:
         print("FAILED: --mix {} --from {}: {}".format(mix, seed, violations[0]))
