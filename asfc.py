@@ -1661,9 +1661,21 @@ class HistoryEvent(NamedTuple):
             return []
 
 
+HISTORY_LENGTH = 200     # events that the record keeps
+HISTORY_SIZE = 20000     # and the most characters of it: every heartbeat reads all records
+
+
 def history_text(events: Sequence[HistoryEvent]) -> str:
-    return json.dumps({"format": HISTORY_FORMAT,
-                       "events": [dict(event._asdict()) for event in events]})
+    """The record's text: the newest events, as many as it may hold."""
+    kept: List[Dict[str, Any]] = []
+    size = 0
+    for event in reversed(events[-HISTORY_LENGTH:]):
+        fields = dict(event._asdict())
+        size += len(json.dumps(fields))
+        if size > HISTORY_SIZE:
+            break
+        kept.insert(0, fields)
+    return json.dumps({"format": HISTORY_FORMAT, "events": kept})
 
 
 ###############################################################################
@@ -3637,6 +3649,7 @@ class SelfFence:
     def __init__(self, world: World, configuration: Any, uid: int) -> None:
         self.deadline: Optional[float] = None
         self.clean = False              # the deadline has passed, and nothing is left to be ended
+        self.clean_since = 0.0
         self.known: Tuple[Process, ...] = ()   # main processes that the last look has listed
         self.sentences: "collections.deque[str]" = collections.deque(maxlen=20)
         self.ended = False
@@ -3764,6 +3777,7 @@ class SelfFence:
         clean = not any(found)
         if clean and not self.clean:
             self.sentences.append("fenced: no scheduler runs or starts here")
+            self.clean_since = now
             self._world.wake("node")
         self.clean = clean
         return FENCE_TICK_S if clean else self.SOON_S
@@ -3798,6 +3812,7 @@ class NodeRecords:
         self.paused = False             # as the record `cluster` last said
         self.report: Optional[NodeReport] = None   # what the last look at this node has found
         self.unknown = False            # an own write whose outcome is not known
+        self.raised_at = 0.0            # this node's gate is at what was read at that moment
         self._world = world
         self._configuration = configuration
         self._instance = instance
@@ -3810,6 +3825,8 @@ class NodeRecords:
         self._sequence = 0
         self._sent_at = 0.0
         self._sent_promise = False
+        self._sent_by_chance = False    # the last write was the one try after a freeze
+        self._displaced = False         # another controller of this name writes the record
         self._read = False
         self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
         self._events: List[HistoryEvent] = []
@@ -3827,11 +3844,12 @@ class NodeRecords:
         self._sent_events = 0
         if self._read and not self.unknown and self._events:
             self._sent_events = len(self._events)
-            events = (self._history[1] + self._events)[-HISTORY_LENGTH:]
+            events = self._history[1] + self._events
             found.append(Write(HISTORY, history_text(events), self._history[0]))
         if self._may_write():
             record = self._own_record()
             self._sent_at, self._sent_promise = self._world.now(), record.promise_s is not None
+            self._sent_by_chance = self.fence.has_chance()
             if self._sent_promise:
                 self.fence.about_to_promise(self._sent_at)
             self._sequence += 1
@@ -3839,8 +3857,14 @@ class NodeRecords:
         return found
 
     def _may_write(self) -> bool:
-        """First the own record is read; a passed deadline is dealt with before it is written."""
-        if not self._read or self.unknown or not self.fence.may_write():
+        """First the own record is read; a passed deadline is dealt with before it is written.
+
+        After that the gate is raised to what is read then: a start that was under way all the time
+        would find the promise good again, and a gate that has heard of nothing new.
+        """
+        if not self._read or self.unknown or self._displaced or not self.fence.may_write():
+            return False
+        if self.fence.clean and self.raised_at <= self.fence.clean_since:
             return False
         if self._waits_since is not None:
             waited_s = self._world.now() - self._waits_since
@@ -3859,7 +3883,9 @@ class NodeRecords:
         if confirmed.get(self._own):
             self._version = (self._version or 0) + 1
             self._waits_since = None
-            if self._sent_promise:
+            if self._sent_by_chance and not self._is_possible(records.get(CLUSTER)):
+                self.fence.refuse_chance()
+            elif self._sent_promise:
                 self.fence.promise_confirmed(self._sent_at)
             else:
                 self.fence.promise_withdrawn()
@@ -3870,6 +3896,12 @@ class NodeRecords:
         if self._own not in records:
             self._version = None
         self._read = True
+
+    def _is_possible(self, found: Optional[Record]) -> bool:
+        """Whether this node may have a scheduler by a record that was read after a write."""
+        record = ClusterRecord.from_text(found.value) if found else None
+        return record is None or not record.possible_nodes \
+            or self._configuration.node_name in record.possible_nodes
 
     def _take_history(self, confirmed: Mapping[str, bool], found: Optional[Record]) -> None:
         if confirmed.get(HISTORY):
@@ -3907,7 +3939,8 @@ class NodeRecords:
             return
         stranger = record is not None and record.instance != self._instance \
             and record.state_dir_id != self._state_dir_id
-        if stranger and self._read:
+        if stranger and self._read and not self._displaced:
+            self._displaced = True
             raise RefusedError(
                 "another controller calls itself {0} and keeps its state elsewhere ({1}): give "
                 "each its own node_name, or, on one host, stop one of them".format(
@@ -3975,9 +4008,6 @@ class NodeRecords:
                 "%s and %s have one state directory id (%s): was the directory copied, or is it "
                 "shared? Remove it on the one that was copied, while no scheduler runs there",
                 self._configuration.node_name, node, record.state_dir_id)
-
-
-HISTORY_LENGTH = 200   # events that the record keeps
 
 
 def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[str]:
@@ -4790,21 +4820,28 @@ class OwnNode:
         if self.ended:
             return None
         self._guard()
-        before, report = self._records.report, self._look()
+        read_at, record = self._lease.read_at, self._lease.record
+        before, report = self._records.report, self._look(record)
         self._listed_at = self._world.now()
+        if record is None or report.gate and report.gate.pair >= record.pair:
+            self._records.raised_at = read_at
         self._records.report = report
         self._records.fence.known = report.mains
         if before is None or self._essence(before) != self._essence(report):
             self._world.wake("heartbeat")
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
 
-    def _look(self) -> NodeReport:
-        record, node = self._lease.record, self._configuration.node_name
-        if record is None or not record.instance:
-            report: NodeReport = self._nodes.look([node])[node]
-        else:
-            report = self._nodes.query_own(Stamp(record.cluster, record.pair, record.instance))
-        return report
+    def _look(self, record: Optional[ClusterRecord]) -> NodeReport:
+        node, before = self._configuration.node_name, self._records.report
+        if record is None:
+            looked: NodeReport = self._nodes.look([node])[node]
+            return looked
+        # Where nobody holds the lease the gate keeps its instance, or gets a name that nobody has.
+        held = before.gate if before else None
+        instance = record.instance or (
+            held.instance if held and held.pair == record.pair else "nobody")
+        asked: NodeReport = self._nodes.query_own(Stamp(record.cluster, record.pair, instance))
+        return asked
 
     @staticmethod
     def _essence(report: NodeReport) -> Tuple[Any, ...]:
@@ -5626,7 +5663,8 @@ class FailoverController:
         self._last_check = ""                # the last words of checks and starts, for alerts
         self._life = SignsOfLife(world, configuration, self.lease, self.records, self.jobs)
         self._raises = 0                     # of the term, in this reign
-        self._reports: Dict[str, NodeReport] = {}
+        self._reports: Dict[str, NodeReport] = {}      # as of the last observation
+        self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
         self._runs = False                   # whether the scheduler ran at the last turn
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
 
@@ -5782,6 +5820,7 @@ class FailoverController:
         now, node = self._world.now(), record.active_scheduler_node
         alive_s = self._follow_process(now, node, known.get(node or ""))
         facts = {name: self._life.facts(name, stamp.pair) for name in names}
+        self._versions = {name: fact.version for name, fact in facts.items()}
         return Observation(
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
             self._attempt, self._sign(), alive_s,
@@ -5919,10 +5958,36 @@ class FailoverController:
         except MetadataError as error:
             self._log.warning("the cluster record could not be written, nothing is done: %s", error)
             return False
-        if won and set(action.fields.get("possible_nodes", seen.possible_nodes)) \
-                != set(seen.possible_nodes) or action.new_move:
+        kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
+        if won and (kept != set(seen.possible_nodes) or action.new_move):
             self._post(self._sentence)
-        return won
+        return won and not self._has_come_back(set(seen.possible_nodes) - kept)
+
+    def _has_come_back(self, left: Set[str]) -> bool:
+        """Whether a node that was left for its silence has written its record meanwhile.
+
+        That controller, just thawed, read before this write that its node is possible, so its
+        scheduler lives. One of the two sees the other's write, for each reads after its own.
+        """
+        views = self.records.views
+        back = tuple(sorted(node for node in left if node in views
+                            and views[node].version != self._versions.get(node)
+                            and not self._said_stopped(node)))
+        if not back:
+            return False
+        self._log.warning("%s has come back at the last moment: it is a possible node again",
+                          ", ".join(back))
+        try:
+            self.lease.update(lambda record: record._replace(
+                move=record.move + 1, possible_nodes=back + tuple(
+                    node for node in record.possible_nodes if node not in back)))
+        except MetadataError as error:
+            self._log.warning("that could not be written: %s", error)
+        return True
+
+    def _said_stopped(self, node: str) -> bool:
+        report = self._reports.get(node)
+        return bool(report and report.answered and report.state == STOPPED)
 
     def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
         sign = self._sign()

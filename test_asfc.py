@@ -5666,7 +5666,11 @@ class NodeRecordsTest(unittest.TestCase):
         lease.expect_work(100)
         lease.beat()
         self.assertEqual(self.bench.records["node/a"].version, version)
-        lease.nodes.fence.clean = True
+        lease.nodes.fence.clean, lease.nodes.fence.clean_since = True, self.bench.time
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version)
+        # Nor before the gate was raised to what was read since then.
+        lease.nodes.raised_at = self.bench.time + 1
         lease.beat()
         self.assertEqual(self.bench.records["node/a"].version, version + 1)
 
@@ -5686,12 +5690,31 @@ class NodeRecordsTest(unittest.TestCase):
             self.assertEqual(self.bench.records["node/a"].version > version, survives)
             self.assertEqual(lease.nodes.fence.has_chance(), survives)
 
+    def test_a_thawed_controller_looks_once_more_after_its_write(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.nodes.fence.step()
+        self.bench.time += 100
+        self.bench.put(self.bench.cluster()._replace(possible_nodes=("a", "b"), holder="b"))
+        lease.nodes.fence.step()
+        apply = self.bench.apply
+
+        def shrink_just_before(write):
+            if write.name == "node/a":
+                self.bench.put(self.bench.cluster()._replace(possible_nodes=("b",)))
+            return apply(write)
+        self.bench.apply = shrink_just_before
+        lease.beat()
+        self.assertFalse(lease.nodes.fence.has_chance())
+        self.assertLess(lease.nodes.fence.deadline, self.bench.time)
+
     def test_a_stuck_main_loop_stops_the_heartbeat_but_not_the_nodes_record(self):
         lease = self.bench.controller("a")
         lease.beat()
         lease.expect_work(10)
         self.bench.time += 41
-        lease.nodes.fence.clean = True
+        lease.nodes.fence.deadline = None
         versions = [self.bench.records[name].version for name in ("cluster", "node/a")]
         lease.beat()
         self.assertEqual([self.bench.records[name].version for name in ("cluster", "node/a")],
@@ -5759,7 +5782,12 @@ class NodeRecordsTest(unittest.TestCase):
             a.nodes.post(event._replace(what=str(number)))
         a.beat()
         events = asfc.HistoryEvent.all_from_text(self.bench.records["history"].value)
-        self.assertEqual((len(events), events[-1].what), (asfc.HISTORY_LENGTH, "299"))
+        self.assertEqual(events[-1].what, "299")
+        self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
+        for number in range(20):
+            a.nodes.post(event._replace(what="long", why=str(number) * 2000))
+        a.beat()
+        self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
 
     def test_restored_metadata_makes_every_node_possible_in_a_term_above_all(self):
         a, b = self.bench.controller("a"), self.bench.controller("b")
@@ -5867,12 +5895,12 @@ class OwnNodeTest(unittest.TestCase):
         self.rounds(2, moves=False)
         self.assertEqual((sent, self.bench.sent), (1, []))
 
-    def test_without_a_holder_the_gate_is_not_touched(self):
+    def test_without_a_holder_the_gate_is_raised_all_the_same_for_nobody(self):
         self.record = self.record._replace(holder="", instance="")
         self.lease._stand_back_until = 1e9
-        self.rounds(3)
-        self.assertEqual(self.nodes.stamps, [])
-        self.assertEqual(self.bench.node("b").gate, None)
+        self.rounds(2)
+        self.assertEqual(self.nodes.stamps, [asfc.Stamp("cluster", PAIR, "nobody"),
+                                             asfc.Stamp("cluster", PAIR, "me")])
 
 
 class PromisesThatCanBeKept(unittest.TestCase):
