@@ -10,10 +10,10 @@ command-line client of the database (none for SQLite). It never imports Airflow.
 
 What it promises
     At most one controller is active, and what it sends takes effect on a node only until that node
-    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault one
-    runs again without a person, wherever its node had promised to fence itself or fence_command is
-    set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing or
-    losing controllers does not touch a healthy scheduler.
+    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault
+    one runs again without a person, wherever its node had promised to fence itself or fence_command
+    is set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing
+    or losing controllers does not touch a healthy scheduler.
 
 What it does not promise
     A host that its hypervisor suspends for longer than W and wakes again runs its scheduler beside
