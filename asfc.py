@@ -994,8 +994,8 @@ def worst_cases(configuration: Any) -> List[WorstCase]:
     i, c_m = configuration.heartbeat_interval_s, configuration.metadata_limit_s
     turn_s, takeover_s = p + 2 * c + c_m, i + 2 * c + 3 * c_m
     outage_s = configuration.acting_window_s - i - c_m - RETRY_INTERVAL_S
-    away = ([WorstCase("the metadata is away, but for less than", float(int(outage_s + 1e-9)),
-                       "nothing happens"),
+    away = ([WorstCase("nothing happens while the metadata is away for less than",
+                       float(int(outage_s + 1e-9))),
              WorstCase("the metadata is away for longer: after its return", turn_s, "s")]
             if configuration.on_metadata_loss == "stop" else
             [WorstCase("the metadata is away and the scheduler dies: after its return",
@@ -5122,8 +5122,7 @@ class Observation(NamedTuple):
 
     def to_text(self) -> str:
         """This observation as one line of JSON, from which `from_text` makes it again exactly."""
-        return json.dumps({"format": OBSERVATION_FORMAT, "observation": _to_plain(self)},
-                          sort_keys=True)
+        return json.dumps({"format": OBSERVATION_FORMAT, "observation": _to_plain(self)})
 
     @classmethod
     def from_text(cls, text: str) -> "Observation":
