@@ -5241,7 +5241,7 @@ class Decision(NamedTuple):
 
 def decide(observation: Observation, configuration: Any) -> Decision:
     """What the active controller does now. A pure function: no clock, no I/O, no memory."""
-    for rule in (raise_term_above_what_nodes_heard, do_nothing_while_paused,
+    for rule in (do_nothing_while_paused, raise_term_above_what_nodes_heard,
                  admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
                  end_starts_that_failed, leave_a_silent_node, fence_an_unknown_node,
                  wait_for_unknown_nodes, judge_dead_attempt, stop_remnants, choose_another_node):
@@ -5252,6 +5252,16 @@ def decide(observation: Observation, configuration: Any) -> Decision:
 
 
 # -- before all
+
+
+def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Paused: heartbeats go on, and nothing is started, stopped or fenced."""
+    if not seen.record.paused:
+        return None
+    running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
+    return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
+        seen.record.paused, ", ".join(running) or "no node that is known"),
+        attempt_over="paused" if seen.attempt else "")
 
 
 def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -5271,16 +5281,6 @@ def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> 
     return Decision("the metadata (term {}) is older than the cluster: {}. Was it restored from a "
                     "backup? Every node becomes possible".format(record.pair, who),
                     (RaiseTerm(above),), 0.0)
-
-
-def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[Decision]:
-    """Paused: heartbeats go on, and nothing is started, stopped or fenced."""
-    if not seen.record.paused:
-        return None
-    running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
-    return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
-        seen.record.paused, ", ".join(running) or "no node that is known"),
-        attempt_over="paused" if seen.attempt else "")
 
 
 # -- a scheduler runs somewhere
@@ -6415,7 +6415,7 @@ class Demo:
         if not self.wait_for("[{} term 2] active in term 2".format(standby), 20) \
                 or self.pid_on("a") != scheduler:
             return False
-        if not self.start_again(active, standby):
+        if not self.start_again(active, standby) or self.pid_on("a") != scheduler:
             return False
         self.tell("Airflow on a is broken, and its scheduler is killed")
         open(os.path.join(self.directory, "a", "broken"), "w").close()
