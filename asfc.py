@@ -3845,7 +3845,7 @@ class SelfFence:
             self._began_at = self._chance_until = None
             self.clean = False
             return min(FENCE_TICK_S, left_s)
-        if self._began_at is None and did_not_run and self._chance_until is None:
+        if self._began_at is None and did_not_run:   # also when it was frozen in its try
             self._chance_until = now + self._configuration.metadata_limit_s
             self._world.wake("heartbeat")
         if self._began_at is None and self._chance_until is not None and now < self._chance_until:
@@ -4516,7 +4516,9 @@ class Lease:
     def may_act(self) -> bool:
         """Whether this moment lies in the acting window. To be asked before every effect."""
         now = self._world.now()
-        return self.active and now < self._confirmed_at + self._configuration.acting_window_s
+        leaving = self.leaving or now < self._stand_back_until
+        return self.active and not leaving \
+            and now < self._confirmed_at + self._configuration.acting_window_s
 
     def stamp(self, record: ClusterRecord) -> Optional[Stamp]:
         """The stamp for a command that was decided on this record; None unless it is our own.
@@ -4792,7 +4794,7 @@ class Lease:
         """Why the lease may be claimed now, or nothing. The clock is this standby's own."""
         now, record = self._world.now(), self.record
         own = (self._configuration.node_name, self._lock_id)
-        if record and (record.holder, record.lock_id) == own:
+        if record and (record.holder, record.lock_id) == own and not self._is_old(record):
             return "it was this node's own, and its lock file is in my hands"
         if not self._legacy.is_clear():
             return ""
@@ -4805,7 +4807,7 @@ class Lease:
                        "becomes active".format(self._configuration.state_dir, record.state_dir,
                                                record.holder or "the other nodes"))
             return ""
-        if not record.holder and not record.cleared:
+        if not record.holder and not record.cleared and not self._is_old(record):
             return "nobody held it"
         if unchanged_s < record.heartbeat_timeout:
             return ""
@@ -4813,7 +4815,17 @@ class Lease:
             return ""  # after an outage the holder, too, is given the time to come back
         if record.cleared:
             return "the metadata was cleared {:.0f} s ago".format(unchanged_s)
-        return "{} sent no heartbeat for {:.0f} s".format(record.holder, unchanged_s)
+        return "{} sent no heartbeat for {:.0f} s".format(record.holder or "nobody", unchanged_s)
+
+    def _known_pair(self, record: ClusterRecord) -> Pair:
+        """The highest pair that this controller or its node has heard of."""
+        gate = self._own_gate()
+        return max(self._highest, gate.pair) if gate and gate.cluster == record.cluster \
+            else self._highest
+
+    def _is_old(self, record: ClusterRecord) -> bool:
+        """Whether the metadata was restored: somebody may act whom the record does not name."""
+        return self.fell_back or self._known_pair(record) > record.pair
 
     def _reason_without_record(self, unchanged_s: float) -> str:
         """One that never was may be made at once; where one was, its holder may still act."""
@@ -4846,10 +4858,7 @@ class Lease:
         record = self.record
         if record is None:
             return self._first_record()
-        gate = self._own_gate()
-        known = self._highest
-        if gate and gate.cluster == record.cluster:
-            known = max(known, gate.pair)
+        known = self._known_pair(record)
         if not self.fell_back and known <= record.pair:
             return record
         self._log.error("the metadata (term %s) is older than what this node has heard of (%s): "

@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import queue
 import random
@@ -33,6 +34,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import traceback
 import unittest
 import urllib.parse
 import uuid
@@ -4267,6 +4269,14 @@ class SelfFenceTest(unittest.TestCase):
             bench.run_for(0.1)
             self.assertEqual(bench.list == [], refused)
 
+    def test_a_controller_that_is_frozen_again_in_its_try_gets_another(self):
+        self.bench.promise()
+        for _ in range(2):
+            self.bench.time += 100
+            self.bench.fence.step()
+            self.assertTrue(self.bench.fence.has_chance())
+        self.assertEqual(self.bench.sent, [])
+
     def test_a_restarted_controller_inherits_the_deadline_of_this_boot(self):
         self.bench.promise()
         self.assertEqual(self.bench.text, "1 boot 52000 end\n")
@@ -4682,6 +4692,14 @@ class VirtualThread:
         self.clock.pass_on()
 
 
+class VirtualCall:
+    """Something that happens at a time of its own, in no thread: it may not wait."""
+    __slots__ = ("function", "ticket", "done")
+
+    def __init__(self, function):
+        self.function, self.ticket, self.done = function, 0, False
+
+
 class VirtualClock:
     """Hands one baton from thread to thread in the order of their virtual times.
 
@@ -4691,6 +4709,7 @@ class VirtualClock:
 
     def __init__(self):
         self.time = 1000.0
+        self.watch = None        # called at each pass of the baton
         self.queue = []
         self.order = 0
         self.current = None
@@ -4710,12 +4729,35 @@ class VirtualClock:
         thread.ticket = self.order
         heapq.heappush(self.queue, (at, self.order, thread))
 
+    def call(self, at, function):
+        """Have a function called at this time; it may not wait."""
+        self.enter(VirtualCall(function), at)
+
     def next_thread(self):
+        """The thread that goes on next; what is to be called before it is called here."""
+        self.current = None
         while True:
             at, ticket, thread = heapq.heappop(self.queue)
-            if ticket == thread.ticket and not thread.done:
-                self.time = max(self.time, at)
-                return thread
+            if ticket != thread.ticket or thread.done:
+                continue
+            self.time = max(self.time, at)
+            if isinstance(thread, VirtualCall):
+                self.make_call(thread)
+                continue
+            thaws_at = thread.world.frozen_until if thread.world else 0.0
+            if thaws_at > self.time and not thread.killed:
+                self.enter(thread, thaws_at)
+                continue
+            if self.watch:
+                self.watch()
+            return thread
+
+    def make_call(self, call):
+        call.done = True
+        try:
+            call.function()
+        except Exception as error:
+            self.failures.append(error)
 
     def pass_on(self):
         self.current = self.next_thread()
@@ -4723,12 +4765,14 @@ class VirtualClock:
 
     def wait(self, seconds):
         """The running thread waits, for ever when seconds is None, until `enter` lets it go on."""
+        self.wait_until(None if seconds is None else self.time + max(0.0, seconds))
+
+    def wait_until(self, at):
         me = self.current
-        if seconds is not None:
-            self.enter(me, self.time + max(0.0, seconds))
-        following = self.next_thread()
+        if at is not None:
+            self.enter(me, at)
+        following = self.current = self.next_thread()
         if following is not me:
-            self.current = following
             following.baton.release()
             me.baton.acquire()
         if me.killed:
@@ -4780,6 +4824,7 @@ class VirtualWorld:
         self.threads, self.asleep, self.woken = {}, set(), set()
         self.stop_handler = None
         self.answers = None   # of the person at the terminal; None: there is no terminal
+        self.frozen_until = 0.0
 
     def now(self):
         return self.clock.time
@@ -4792,6 +4837,10 @@ class VirtualWorld:
 
     def user_name(self):
         return "ann"
+
+    def pause(self, seconds):
+        """Wait so long on the clock of this host."""
+        self.clock.wait(seconds)
 
     def utc_text(self):
         return "{:.3f} s of virtual time".format(self.clock.time)
@@ -4812,18 +4861,22 @@ class VirtualWorld:
         for name, step in steps.items():
             body = functools.partial(self.loop, name, step)
             self.threads[name] = self.clock.spawn(self, body, name)
-        while not all(thread.done for thread in self.threads.values()):
-            self.clock.wait(1.0)
+        self.joining = self.clock.current
+        self.running = len(steps)
+        while self.running:
+            self.clock.wait(None)
 
     def loop(self, name, step):
         delay = step()
         while delay is not None:
             if name not in self.woken:
                 self.asleep.add(name)
-                self.clock.wait(delay)
+                self.pause(delay)
                 self.asleep.discard(name)
             self.woken.discard(name)
             delay = step()
+        self.running -= 1
+        self.clock.enter(self.joining, self.clock.time)
 
     def wake(self, name):
         self.woken.add(name)
@@ -4888,16 +4941,21 @@ class VirtualMetadata(asfc.MetadataService):
         if self.away:
             self.cluster.clock.wait(1.0)
             raise asfc.MetadataError("the virtual metadata service is away")
-        won = []
-        for write in writes:
-            found = self.records.get(write.name)
-            won.append((found.version if found else None) == write.expected_version)
-            if won[-1]:
-                version = (write.expected_version or 0) + 1
-                self.records[write.name] = asfc.Record(version, write.value)
-        records = dict(self.records)
+        exchange = self.apply(writes)
         self.cluster.clock.wait(0.004)
-        return asfc.Exchange(tuple(won), records)
+        return exchange
+
+    def apply(self, writes):
+        """Make the writes at this moment, and read all records."""
+        won = tuple(self.write_one(write) for write in writes)
+        return asfc.Exchange(won, dict(self.records))
+
+    def write_one(self, write):
+        found = self.records.get(write.name)
+        if (found.version if found else None) != write.expected_version:
+            return False
+        self.records[write.name] = asfc.Record((write.expected_version or 0) + 1, write.value)
+        return True
 
     def legacy_heartbeat(self):
         return None
@@ -5382,6 +5440,37 @@ class LeaseTest(unittest.TestCase):
             self.bench.time += seconds
             standby.beat()
             self.assertEqual(standby.active, expected)
+
+    def test_a_record_that_was_restored_from_a_backup_is_taken_only_after_h(self):
+        for name in ("a", ""):   # one that names this node, and one that nobody holds
+            with self.subTest(holder=name):
+                self.bench = LeaseBench()
+                first = self.active("a")
+                if not name:
+                    first.release()
+                backup = self.bench.records["cluster"]
+                first.active = False
+                self.bench.put(self.bench.cluster()._replace(holder="b", instance="other", term=2))
+                first.beat()
+                self.bench.records["cluster"] = backup
+                first.beat()
+                self.assertFalse(first.active, "b may still act, and the record can't tell of it")
+                self.bench.time += 29
+                self.look(first)
+                self.assertFalse(first.active)
+                self.bench.time += 2
+                self.look(first)
+                self.assertTrue(first.active)
+                self.assertGreater(self.bench.cluster().term, 2)
+
+    def test_who_gives_the_lease_up_acts_no_more_even_if_the_reply_is_lost(self):
+        holder = self.active("a")
+        holder.leave()
+        self.assertFalse(holder.may_act())
+        self.bench.fail = "after"
+        holder.beat()
+        self.assertFalse(holder.may_act())
+        self.assertEqual(self.bench.cluster().holder, "")
 
     def test_a_restarted_controller_takes_its_own_lease_back_with_a_new_term(self):
         cases = (("a", "lock-a", True), ("a", "another-lock", False), ("b", "lock-a", False))
@@ -6363,6 +6452,1495 @@ class DecisionTest(unittest.TestCase):
             record = record._replace(failed=asfc.mark_failed(record, "a", "died"))
             waits.append(record.failed[0].wait_s)
         self.assertEqual(waits, [60, 120, 240, 480, 960, 1920, 3600, 3600])
+
+
+###############################################################################
+# The simulation ##############################################################
+###############################################################################
+
+# The real controllers of a few hosts, in virtual time, under schedules of faults drawn from a
+# seed. A host has a clock of its own rate; what travels between hosts and to the metadata can be
+# late, lost on its way or on its way back, or carried out after nobody waits for it any more;
+# controllers, scripts and whole hosts can be frozen or killed between a check and what follows it.
+
+
+class Violation(Exception):
+    """A promise of asfc that was broken: which one, and how."""
+
+
+class Call:
+    """Something that was sent and whose result a thread waits for."""
+    __slots__ = ("result", "thread", "lost")
+
+    def __init__(self):
+        self.result = self.thread = None
+
+    def finish(self, clock, result):
+        if self.result is None:
+            self.result = result
+            if self.thread:
+                clock.enter(self.thread, clock.time)
+
+
+class Trap:
+    """Freezes (for so many seconds) or kills (None) whoever comes to a point."""
+
+    def __init__(self, point, freeze_s=None):
+        self.point, self.freeze_s = point, freeze_s
+
+
+class Script:
+    """A request that a host carries out, step by step. A timer there kills it at its limit."""
+    PIDS = 10000
+
+    def __init__(self, host, request, limit_s, reply):
+        self.host, self.request, self.limit_s, self.reply = host, request, limit_s, reply
+        self.steps = host.model.handle(request)
+        self.over = self.timed = False
+        host.last_script += 1
+        self.pid = self.PIDS + host.last_script
+        self.parent = None
+        host.scripts.append(self)
+        self.go_on()
+
+    def go_on(self):
+        while not self.over:
+            try:
+                point = next(self.steps)
+            except StopIteration as end:
+                self.leave()
+                self.host.simulation.note_answer(self.host, self.request, end.value)
+                self.reply(end.value)
+                return
+            pause_s = self.host.pause_at(self, point)
+            if pause_s and not self.over:
+                self.wait(pause_s)
+                return
+
+    def wait(self, pause_s):
+        self.host.call(pause_s, self.go_on)
+        if not self.timed:
+            self.timed = True
+            self.host.call(self.limit_s, self.kill)
+
+    def kill(self):
+        if not self.over:
+            self.leave()
+            self.steps.close()
+
+    def leave(self):
+        self.over = True
+        self.host.scripts.remove(self)
+
+    def as_process(self):
+        name = "asfc-{}@{}".format(self.request.verb, self.request.node)
+        return asfc.LocalProcess(self.pid, 1, 1, self.pid, 0, ("sh", "-c", "eval", name), "")
+
+
+class SimulatedNode(NodeModel):
+    """A NodeModel that tells of each scheduler that comes or goes, and whose signals take time."""
+
+    def __init__(self, host):
+        self.host = host
+        self.alive = ()
+        self.pending = []        # starts whose command has ended, and whose process comes later
+        self._mains = []
+        super().__init__(host.now)
+
+    @property
+    def mains(self):
+        return self._mains
+
+    @mains.setter
+    def mains(self, mains):
+        self._mains = mains
+        self.compare()
+
+    def compare(self):
+        """Tell the simulation which schedulers came and went since the last time."""
+        alive = tuple(main[:2] for main in self._mains)
+        if alive != self.alive:
+            before, self.alive = self.alive, alive
+            self.host.simulation.schedulers_changed(self.host, before, alive)
+
+    def appear(self, detached=False):
+        super().appear(detached)
+        self.compare()
+
+    def die(self, remnants=0):
+        super().die(remnants)
+        self.compare()
+
+    def power_cycle(self):
+        self.pending = []
+        super().power_cycle()
+
+    def processes(self, node):
+        scripts = [script.as_process() for script in self.host.scripts]
+        late = [asfc.LocalProcess(pid, 1, 1, pid, 0, ("sh", "-c", "later"), node)
+                for pid in self.pending]
+        return scripts + late + super().processes(node)
+
+    def signal(self, process, number):
+        """SIGTERM may be ignored; SIGKILL takes a moment."""
+        host = self.host
+        if process[:2] in self.alive:
+            stubborn = host.stubborn and number == signal.SIGTERM
+            if not stubborn:
+                host.call(host.simulation.random.uniform(0.0, 0.4), functools.partial(
+                    super().signal, process, number))
+            return
+        for script in list(host.scripts):
+            if script.pid == process.pid:
+                script.kill()
+        self.pending = [pid for pid in self.pending if pid != process.pid]
+        super().signal(process, number)
+
+    def _stop(self, request, lines):
+        if not request.keep:
+            self.pending = []
+        yield from super()._stop(request, lines)
+
+
+class SimulatedHost:
+    """A machine: its clock, its power, its node, and the controller that runs on it."""
+
+    def __init__(self, simulation, name, rate):
+        self.simulation, self.clock, self.name, self.rate = simulation, simulation.clock, name, rate
+        self.boot, self.booted_at = 0, self.clock.time - simulation.random.uniform(100, 9000)
+        self.on, self.suspended_until = True, 0.0
+        self.world = self.configuration = None
+        self.traps, self.script_traps, self.scripts = [], [], []
+        self.last_script = 0
+        self.metadata = simulation.metadata
+        self.starts_after_s = simulation.random.uniform(0, 3)
+        self.stubborn = self.broken = False
+        self.no_promise = ""
+        self.absent_since = self.clock.time    # its controller does not run; None: it does
+        self.absences = []
+        self.lock_id = "lock-" + name
+        self.model = SimulatedNode(self)
+        self.model.directory_id = self.lock_id
+
+    @property
+    def is_other(self):
+        """Whether it belongs to another cluster."""
+        return self.metadata is not self.simulation.metadata
+
+    def die(self, remnants):
+        if self.model.alive:
+            self.model.die(remnants)
+
+    def now(self):
+        return (self.clock.time - self.booted_at) * self.rate
+
+    def true_time(self, local_s):
+        return self.booted_at + local_s / self.rate
+
+    def call(self, delay_s, function):
+        """Have something happen on this host: later when it is suspended, never after its end."""
+        boot = self.boot
+
+        def happen():
+            if self.boot != boot or not self.on:
+                return
+            if self.suspended_until > self.clock.time:
+                self.clock.call(self.suspended_until, happen)
+            else:
+                function()
+        self.clock.call(self.clock.time + delay_s, happen)
+
+    def pause_at(self, script, point):
+        """How long a script stays at a point of its work."""
+        simulation = self.simulation
+        for trap in self.script_traps:
+            if trap.point == point:
+                self.script_traps.remove(trap)
+                return self.spring(trap, script, point)
+        if point == "waiting":
+            return 0.1
+        if point == "sent on its way":
+            simulation.start_accepted(self, script.request)
+        if point == "start command killed" and self.model.mains:
+            wait_s = simulation.stop_wait_s
+            return 2 * wait_s if self.stubborn else simulation.random.uniform(0, wait_s)
+        return simulation.random.choice(simulation.script_pauses)
+
+    def spring(self, trap, script, point):
+        simulation = self.simulation
+        simulation.count["scripts frozen or killed"] += 1
+        simulation.tell("the {} on {} is {} at '{}'".format(
+            script.request.verb, self.name, "killed" if trap.freeze_s is None else
+            "frozen for {:.1f} s".format(trap.freeze_s), point))
+        if point == "sent on its way":
+            simulation.start_accepted(self, script.request)
+        if trap.freeze_s is None:
+            script.kill()
+        return trap.freeze_s
+
+    # -- its controller's life
+
+    def begins(self):
+        if self.absent_since is not None:
+            self.absences.append((self.absent_since, self.clock.time))
+        self.absent_since = None
+
+    def ends(self):
+        if self.absent_since is None:
+            self.absent_since = self.clock.time
+
+    def was_absent_within(self, since, until):
+        spans = self.absences + [(self.absent_since, math.inf)] * (self.absent_since is not None)
+        return any(begin < until and end > since for begin, end in spans)
+
+
+class SimulatedWorld(VirtualWorld):
+    """The door of one run of a controller on a SimulatedHost."""
+
+    def __init__(self, host):
+        super().__init__(host.simulation, host.name)
+        self.host, self.rate = host, host.rate
+        self.controller = None
+        self.dead = False
+
+    def now(self):
+        host = self.host
+        return (self.clock.time - host.booted_at) * self.rate
+
+    def pause(self, seconds):
+        self.clock.wait(max(1e-4, seconds) / self.rate)   # some time passes always
+
+    def utc_text(self):
+        return "{:.0f} by a clock that jumps".format(self.clock.time + self.cluster.wall_clock())
+
+    def boot_clock(self):
+        return "boot-{}".format(self.host.boot), self.now()
+
+    def reach(self, *points):
+        """A moment between a check and what follows it: a trap may stand there."""
+        for trap in self.host.traps:
+            if trap.point in points:
+                self.host.traps.remove(trap)
+                self.spring(trap)
+                return
+
+    def spring(self, trap):
+        self.cluster.count["caught before " + trap.point] += 1
+        if trap.freeze_s is None:
+            self.cluster.kill_controller(self.name, "before " + trap.point)
+            raise VirtualEnd()
+        self.cluster.freeze_controller(self.name, trap.freeze_s, "before " + trap.point)
+        self.clock.wait(0)
+
+    def wait_for(self, calls, limit_s):
+        """Wait until all calls have their results, at most so long; the rest have none."""
+        clock, ends_at = self.clock, self.clock.time + limit_s / self.rate
+        me = clock.current
+        for call in calls:
+            call.thread = me
+        try:
+            while clock.time < ends_at and any(call.result is None for call in calls):
+                clock.wait_until(ends_at)
+        finally:
+            for call in calls:
+                call.thread = None
+
+    def run(self, commands):
+        request = commands[0].request if commands else None
+        verb = request.verb if request else "fence_command"
+        if request is None or not request.own:
+            self.reach("send", "send " + verb)
+        calls = [self.cluster.send(self, command) for command in commands]
+        self.wait_for(calls, max([command.timeout_s for command in commands] or [0]))
+        none = asfc.CommandResult(None, "", "", "no answer in time")
+        return [call.result or none for call in calls]
+
+    def read_text(self, path):
+        return self.model.fence_text if path.endswith("/fence") else None
+
+    def write_text(self, path, text, durable=True):
+        self.reach("write file")
+        if self.cluster.random.random() < self.cluster.disk_full:
+            raise OSError(28, "No space left on device")
+        self.model.fence_text = text
+        self.model.fence_deadline = int(text.split()[2]) / 100.0 if text else None
+
+    @property
+    def model(self):
+        return self.host.model
+
+    def processes(self):
+        return self.model.processes(self.name)
+
+    def signal_process(self, process, number):
+        self.reach("signal")
+        self.cluster.note_signal(self.host, self.clock.current.name, process, number)
+        self.model.signal(process, number)
+
+    def http_get(self, url, timeout_s, verify_tls):
+        self.clock.wait(0.05)
+        if self.cluster.page_away:
+            raise OSError("no answer")
+        return self.cluster.health_page()
+
+    def remove_file(self, path):
+        self.reach("write file")
+        self.model.fence_text = self.model.fence_deadline = None
+
+
+class SimulatedClient(asfc.MetadataService):
+    """A controller's way to the metadata."""
+
+    def __init__(self, world, limit_s):
+        self.world, self.limit_s = world, limit_s
+
+    def exchange(self, writes=()):
+        world = self.world
+        if writes:
+            world.reach("exchange", *("write " + write.name.partition("/")[0]
+                                      for write in writes))
+        call = world.host.metadata.send(world.host, writes)
+        world.wait_for([call], self.limit_s)
+        if call.result is None:
+            raise asfc.MetadataError("no answer in time")
+        if isinstance(call.result, str):
+            raise asfc.MetadataError(call.result)
+        return call.result
+
+    def legacy_heartbeat(self):
+        return None
+
+    def describe(self):
+        return "simulated metadata"
+
+
+class SimulatedMetadata(VirtualMetadata):
+    """Records that are reached over links; what is sent may be applied long after."""
+    NAME = "metadata"
+
+    def __init__(self, cluster):
+        super().__init__(cluster)
+        self.read_only = False
+        self.lost_share = 0.0
+        self.delays = {}      # host: how long one way may take
+
+    def send(self, host, writes):
+        simulation, call = self.cluster, Call()
+        clock = simulation.clock
+        slow_s = self.delays.get(host.name, 0.0)
+        if not simulation.passes(host.name, self.NAME) or self.away:
+            if simulation.refuses:
+                clock.call(clock.time + 0.01, lambda: call.finish(clock, "connection refused"))
+            return call
+
+        def arrive():
+            if not self.away:
+                result = self.answer(writes, host)
+                clock.call(clock.time + self.way_s(slow_s), lambda: come_back(result))
+
+        def come_back(result):
+            if simulation.passes(self.NAME, host.name) \
+                    and simulation.random.random() >= self.lost_share:
+                call.finish(clock, result)
+            elif writes:
+                simulation.count["replies of the metadata lost"] += 1
+        clock.call(clock.time + self.way_s(slow_s), arrive)
+        return call
+
+    def way_s(self, slow_s):
+        return self.cluster.random.uniform(0.002, 0.02) if not slow_s \
+            else self.cluster.random.random() ** 2 * slow_s
+
+    def answer(self, writes, host):
+        if self.read_only:
+            return "the server is read-only"
+        before = self.records.get(asfc.CLUSTER)
+        exchange = self.apply(writes)
+        if not host.is_other and any(
+                won and write.name == asfc.CLUSTER for won, write in zip(exchange.won, writes)):
+            self.cluster.cluster_written(host, before, self.records[asfc.CLUSTER])
+        if self.cluster.tracing:
+            self.tell(writes, exchange.won, host)
+        return exchange
+
+    def tell(self, writes, won, host):
+        for write, has_won in zip(writes, won):
+            if write.name.startswith(asfc.NODE_PREFIX) and has_won:
+                record = asfc.NodeRecord.from_text(write.value)
+                self.cluster.tell_change(write.name, "record {}: {} gate {}{}{}".format(
+                    write.name, record.state, record.gate and record.gate.pair,
+                    ", intent" if record.intent else "",
+                    "" if record.promise_s else ", no promise"))
+            elif write.name == asfc.CLUSTER and not has_won:
+                self.cluster.tell("the write of {} to the record cluster loses".format(host.name))
+
+
+class MetadataAtOnce(asfc.MetadataService):
+    """The records as a verb changes them, in no time."""
+
+    def __init__(self, metadata):
+        self.metadata = metadata
+
+    def exchange(self, writes=()):
+        return self.metadata.apply(writes)
+
+
+class SimulatedNodes(asfc.Nodes):
+    """Sends requests as they are: what their command lines do is tested against the model."""
+
+    def command(self, request):
+        return asfc.Command(("virtual",), self._timeout_s(request.verb, False), request=request)
+
+
+class Simulation(VirtualCluster):
+    """One run from a seed: hosts, faults, healing; `violations` tells what was broken."""
+
+    def __init__(self, seed, mix, tracing=False):
+        self.seed, self.mix, self.tracing = seed, mix, tracing
+        self.random = random.Random("{} {}".format(mix.name, seed))
+        self.clock = VirtualClock()
+        self.clock.watch = self.check_leases
+        self.count, self.violations, self.lines = collections.Counter(), [], []
+        self.metadata = SimulatedMetadata(self)
+        self.cuts, self.refuses = collections.Counter(), False
+        self.late_s = self.late_share = self.lost_share = 0.0
+        self.disk_full, self.page_away, self.hung, self.heartbeat = 0.0, False, set(), "never"
+        self.script_pauses = (0, 0, 0, 0.02, 0.1)
+        self.start_kinds = ("normal",)
+        self.mails, self.told = [], {}
+        self.hosts, self.worlds = {}, {}
+        self.live = []                    # leases of controllers that run
+        self.answered_at = {}             # (asker, node): when an answer last came back
+        self.highest_start = asfc.Pair(0, 0)
+        self.accepted, self.last_start = {}, None
+        self.snapshot = None
+        self.driver = None
+        self.jump_s = self.late_starts = 0.0
+        self.tickets = {}
+        self.peaceful = False             # nothing befalls the scheduler, so nothing may be done
+        self.first_cluster = ""
+        self.names = ("a", "b", "c")
+        mix.prepare(self)
+
+    # -- telling
+
+    def tell(self, text):
+        if self.tracing:
+            self.lines.append("{:9.3f} {}".format(self.clock.time - 1000, text))
+
+    def tell_change(self, key, text):
+        if self.told.get(key) != text:
+            self.told[key] = text
+            self.tell(text)
+
+    def broken(self, promise, text):
+        if self.violations and self.violations[-1].endswith(text):
+            return
+        self.violations.append("{} at {:.3f}: {}".format(promise, self.clock.time - 1000, text))
+        self.tell("***** {} IS BROKEN: {}".format(promise, text))
+        if self.driver:
+            self.clock.enter(self.driver, self.clock.time)
+
+    # -- hosts and controllers
+
+    def add_host(self, name, rate, fields):
+        host = self.hosts[name] = SimulatedHost(self, name, rate)
+        host.configuration = base_configuration()._replace(**fields)
+        return host
+
+    def later(self, seconds, function, *arguments):
+        self.clock.call(self.clock.time + seconds, functools.partial(function, *arguments))
+
+    def set_for(self, seconds, thing, name, value):
+        """Give an attribute another value, and so many seconds later the one that it had at first.
+
+        What is set anew meanwhile stays until its own end; the healing ends all.
+        """
+        self.tell("{} is {} for {} s".format(name, value, seconds))
+        setattr(thing, name, value)
+        ticket = self.tickets[id(thing), name] = object()
+
+        def end():
+            if self.tickets.get((id(thing), name)) is ticket:
+                self.tell("{} is as before".format(name))
+                setattr(thing, name, self.usual(thing, name))
+        self.later(seconds, end)
+
+    def usual(self, thing, name):
+        return ("normal",) if name == "start_kinds" else type(getattr(thing, name))()
+
+    def active_hosts(self):
+        return [host.name for host in self.hosts.values()
+                if host.world and host.world.controller.lease.active and not host.is_other]
+
+    def start_controller(self, name):
+        host = self.hosts[name]
+        if not host.on or host.world is not None:
+            return
+        world = host.world = self.worlds[name] = SimulatedWorld(host)
+        world.frozen_until = host.suspended_until
+        configuration = host.configuration
+        log = logging.Logger("simulated " + name, logging.INFO if self.tracing else logging.ERROR)
+        log.addHandler(SimulationLog(self, name))
+        client = SimulatedClient(world, configuration.metadata_limit_s)
+        world.controller = asfc.FailoverController(
+            world, configuration, client, SimulatedNodes(world, configuration), host.lock_id,
+            lambda: host.model.gate, log, host.no_promise)
+        if not host.is_other:
+            self.live.append(world.controller.lease)
+        host.begins()
+        self.tell("the controller on {} starts (h {:.1f}, F {:.1f}, p {:.1f})".format(
+            name, configuration.heartbeat_timeout, configuration.promise_s,
+            configuration.poll_frequency))
+        self.clock.spawn(world, functools.partial(self.run_controller, host, world), "controller")
+
+    def run_controller(self, host, world):
+        try:
+            world.controller.run()
+            self.tell("the controller on {} has ended in order".format(host.name))
+        except asfc.AsfcError as error:
+            self.count["controllers that ended by an error"] += 1
+            self.tell("the controller on {} ends: {}".format(host.name, error))
+            host.call(5.0, lambda: self.start_controller(host.name))
+        self.bury(host, world)
+
+    def bury(self, host, world):
+        world.dead = True
+        if host.world is world:
+            host.world = None
+            host.ends()
+        if world.controller.lease in self.live:
+            self.live.remove(world.controller.lease)
+
+    def kill_controller(self, name, why="at random"):
+        host = self.hosts[name]
+        world = host.world
+        if world is None:
+            return
+        self.tell("the controller on {} is killed {}".format(name, why))
+        self.count["controllers killed"] += 1
+        for thread in self.clock.threads:
+            if thread.world is world:
+                self.clock.kill(thread)
+        self.bury(host, world)
+
+    def freeze_controller(self, name, seconds, why="at random"):
+        host = self.hosts[name]
+        if host.world is None:
+            return
+        self.tell("the controller on {} is frozen for {:.1f} s {}".format(name, seconds, why))
+        self.count["controllers frozen"] += 1
+        world, until = host.world, self.clock.time + seconds
+        world.frozen_until = max(world.frozen_until, until)
+        host.absences.append((self.clock.time, world.frozen_until))
+
+    def stop_controller(self, name):
+        world = self.hosts[name].world
+        if world and world.stop_handler:
+            self.tell("the controller on {} is asked to stop".format(name))
+            self.count["controllers stopped"] += 1
+            world.stop_handler("SIGTERM")
+
+    def suspend(self, name, seconds):
+        host = self.hosts[name]
+        if not host.on:
+            return
+        self.tell("the host {} is suspended for {:.1f} s".format(name, seconds))
+        host.suspended_until = max(host.suspended_until, self.clock.time + seconds)
+        host.absences.append((self.clock.time, host.suspended_until))
+        if host.world:
+            host.world.frozen_until = max(host.world.frozen_until, host.suspended_until)
+
+    def power_off(self, name, why="at random"):
+        host = self.hosts[name]
+        if not host.on:
+            return
+        self.tell("the host {} loses power {}".format(name, why))
+        self.kill_controller(name, "with its host")
+        host.on, host.suspended_until = False, 0.0
+        for script in list(host.scripts):
+            script.kill()
+        host.model.power_cycle()
+
+    def power_on(self, name):
+        host = self.hosts[name]
+        if host.on:
+            return
+        self.tell("the host {} is switched on".format(name))
+        host.on, host.boot, host.booted_at = True, host.boot + 1, self.clock.time - 5.0
+        host.call(self.random.uniform(1, 5), lambda: self.start_controller(name))
+
+    # -- the network
+
+    def passes(self, origin, target):
+        return not self.cuts[origin, target] and all(
+            name not in self.hosts or self.hosts[name].on for name in (origin, target))
+
+    def send(self, world, command):
+        """A command sets out; what it asks may be carried out much later than anyone waits."""
+        call, request = Call(), command.request
+        if request is None:
+            self.clock.call(self.clock.time + 0.5, lambda: self.run_fence(world, command, call))
+        elif request.node == world.name:
+            self.send_here(world, command, call)
+        elif request.node in self.hosts:
+            self.send_away(world, command, call)
+        return call
+
+    def send_here(self, world, command, call):
+        def reply(text):
+            call.finish(self.clock, asfc.CommandResult(0, text, ""))
+
+        def begin():
+            script = Script(world.host, command.request, command.timeout_s, reply)
+            if not script.over:   # this host's own client kills it at its limit
+                world.host.call(command.timeout_s, lambda: world.dead or script.kill())
+        world.host.call(0.01, begin)
+
+    def send_away(self, world, command, call):
+        origin, request, clock = world.name, command.request, self.clock
+        target = self.hosts[request.node]
+
+        def reply(text):
+            clock.call(clock.time + self.way_s(), lambda: come_back(text))
+
+        def come_back(text):
+            if self.random.random() < self.lost_share or not self.passes(target.name, origin):
+                self.count["replies of nodes lost"] += 1
+                return
+            self.answered_at[origin, target.name] = clock.time
+            call.finish(clock, asfc.CommandResult(0, text, ""))
+
+        def arrive():
+            if not self.passes(origin, target.name):
+                if self.refuses:
+                    call.finish(clock, asfc.CommandResult(255, "", "connection refused"))
+                return
+            share = max(self.late_share, self.late_starts if request.verb == "start" else 0.0)
+            late_s = self.random.uniform(0, self.late_s) if self.random.random() < share else 0.0
+            if late_s > command.timeout_s:
+                self.count[{"query": "late queries"}.get(
+                    request.verb, "late {}s".format(request.verb))] += 1
+            target.call(late_s, lambda: Script(target, request, command.timeout_s + 0.5, reply))
+        clock.call(clock.time + self.way_s(), arrive)
+
+    def way_s(self):
+        return self.random.uniform(0.02, 0.08)
+
+    def run_fence(self, world, command, call):
+        name = command.environment["ASFC_NODE"]
+        if self.random.random() < 0.3:
+            call.finish(self.clock, asfc.CommandResult(1, "", "the power switch does not answer"))
+            return
+        self.count["hosts fenced by command"] += 1
+        self.power_off(name, "by fence_command")
+        back_s = self.random.uniform(2, 30)
+        self.clock.call(self.clock.time + back_s, lambda: self.power_on(name))
+        if self.random.random() < 0.8:
+            call.finish(self.clock, asfc.CommandResult(0, "", ""))
+
+    # -- starts and schedulers
+
+    def start_accepted(self, host, request):
+        """A node's last test was passed: the start command runs."""
+        pair, model = request.stamp.pair, host.model
+        command = model.command
+        if command is None or command is self.last_start:
+            return   # it was killed while the script stood there
+        self.last_start = command
+        self.count["accepted starts"] += 1
+        self.tell("{} accepts the start of {} {}".format(
+            host.name, request.stamp.instance[:4], pair))
+        if not host.is_other and request.stamp.cluster != self.first_cluster:
+            self.broken("P1", "{} accepts a start of another cluster".format(host.name))
+        if host.is_other:
+            return
+        if pair < self.highest_start:
+            self.broken("P1", "{} accepts a start of {}, after one of {} was accepted".format(
+                host.name, pair, self.highest_start))
+        self.highest_start = max(pair, self.highest_start)
+        kind = "broken" if host.broken else self.random.choice(self.start_kinds)
+        self.tell("that start is {}".format(kind))
+        getattr(self, "start_is_" + kind)(host, command)
+
+    def when_command(self, host, command, delay_s, function):
+        def happen():
+            if host.model.command is command:
+                function()
+        host.call(delay_s, happen)
+
+    def start_is_normal(self, host, command):
+        self.when_command(host, command, self.random.uniform(0.2, 2.0), host.model.appear)
+
+    def start_is_slow(self, host, command):
+        limit_s = host.configuration.scheduler_start_timeout
+        self.when_command(host, command, self.random.uniform(1.0, 1.2 * limit_s),
+                          host.model.appear)
+
+    def start_is_broken(self, host, command):
+        self.when_command(host, command, self.random.uniform(0.2, 3.0), host.model.fail)
+
+    def start_is_crashing(self, host, command):
+        def appear():
+            host.model.appear()
+            self.crash_later(host, host.model.alive[-1])
+        self.when_command(host, command, self.random.uniform(0.2, 2.0), appear)
+
+    def crash_later(self, host, key):
+        def crash():
+            if key in host.model.alive:
+                host.die(self.random.choice((0, 0, 2)))
+        host.call(self.random.uniform(0.2, 5.0), crash)
+
+    def start_is_late(self, host, command):
+        """The command returns, and the process appears later, within the settling time."""
+        settle_s = host.configuration.settle_s
+        if not host.configuration.airflow_scheduler_start_command:
+            return self.start_is_normal(host, command)
+        pid = 5000 + self.count["accepted starts"]
+
+        def appear():
+            if pid in host.model.pending:
+                host.model.pending.remove(pid)
+                self.count["processes that appeared late"] += 1
+                host.model.appear()
+
+        def leave():
+            command.runs, host.model.command = False, None
+            host.model.pending.append(pid)
+            host.call(self.random.uniform(0.0, 0.8 * settle_s), appear)
+        return self.when_command(host, command, self.random.uniform(0.1, 2.0), leave)
+
+    def schedulers_changed(self, host, before, alive):
+        for key in alive:
+            if key not in before:
+                self.count["schedulers started"] += 1
+                self.tell("a scheduler runs on {}: pid {}".format(host.name, key[0]))
+        for key in before:
+            if key not in alive:
+                self.tell("the scheduler {} on {} has ended".format(key[0], host.name))
+                if self.peaceful:
+                    self.broken("P6", "a healthy scheduler was ended on {}".format(host.name))
+        if len(alive) > len(before):
+            self.check_schedulers(host)
+
+    def alive_on(self):
+        """The hosts of our cluster on which schedulers live, one for each."""
+        return [host for host in self.hosts.values() if not host.is_other
+                for _ in host.model.alive]
+
+    # -- the checks
+
+    def check_leases(self):
+        """P1: no two controllers may act at one moment."""
+        active = [lease for lease in self.live if lease.active]
+        if len(active) > 1:
+            acting = [lease for lease in active if lease.may_act()]
+            if len(acting) > 1:
+                self.broken("P1", "two controllers may act: " + ", ".join(
+                    lease.instance[:4] for lease in acting))
+
+    def check_schedulers(self, newest):
+        """P2: at most one scheduler is alive. What protocol.md declares is told apart."""
+        alive = self.alive_on()
+        if len(alive) < 2:
+            return
+        declared = [host for host in alive if host is not newest and self.is_declared(host)]
+        if len(declared) >= len(alive) - 1:
+            self.count["declared overlaps"] += 1
+            self.tell("an overlap that protocol.md declares as its limit")
+            return
+        self.broken("P2", "{} schedulers are alive, on {}".format(
+            len(alive), ", ".join(host.name for host in alive)))
+
+    def is_declared(self, host):
+        """Whether the host could not fence itself in time, and was cut off for W as well.
+
+        Its controller did not run at some moment after its deadline, and it gave no answer to any
+        other host for about W.
+        """
+        deadline = host.model.fence_deadline
+        if deadline is None:
+            return False
+        ended = host.true_time(deadline)
+        last = max([at for (_, name), at in self.answered_at.items() if name == host.name] or [0])
+        silence_s = asfc.silence_s(host.configuration.promise_s)
+        return host.was_absent_within(ended, self.clock.time) \
+            and self.clock.time - last > 0.8 * silence_s
+
+    def note_signal(self, host, loop, process, number):
+        if process[:2] in host.model.alive:
+            self.count["signals by the " + loop] += 1
+            if self.peaceful:
+                self.broken("P6", "a healthy scheduler on {} is signalled".format(host.name))
+            self.tell("{} sends signal {} to pid {} (its loop '{}')".format(
+                host.name, int(number), process.pid, loop))
+
+    def note_answer(self, host, request, text):
+        if request.verb in ("start", "stop") and self.tracing:
+            said = [line.partition(" ")[2].partition(" ")[2] for line in text.splitlines()
+                    if " refused " in line or " done " in line]
+            self.tell("{} on {} of {}: {}".format(
+                request.verb, host.name, request.stamp.pair, "; ".join(said)))
+        if request.stamp and not host.is_other and " refused " in text and self.first_cluster \
+                and request.stamp.cluster != self.first_cluster:
+            self.count["requests of another cluster refused"] += 1
+        elif request.verb == "start" and " refused " in text:
+            self.count["starts refused by the {}".format(
+                "deadline" if "promise of node" in text else "gate")] += 1
+        elif " refused " in text:
+            self.count["queries refused by the gate"] += 1
+
+    def cluster_written(self, host, before, after):
+        record = asfc.ClusterRecord.from_text(after.value)
+        old = asfc.ClusterRecord.from_text(before.value) if before else None
+        if old is None:
+            self.first_cluster = record.cluster
+        if record.instance and (old is None or old.instance != record.instance):
+            self.count["takeovers"] += 1
+        if old and old.assigned and not record.assigned and not record.cleared:
+            self.count["restores handled"] += 1
+        if self.tracing:
+            self.tell_change("cluster", "record cluster: {} holds {}, possible {}{}{}{}".format(
+                record.holder or "nobody", record.pair, ",".join(record.possible_nodes),
+                "" if record.assigned else " (not assigned)",
+                " started" if record.started else "",
+                ", PAUSED" if record.paused else ""))
+
+    def count_decision(self, decision):
+        for action in decision.actions:
+            if isinstance(action, asfc.StartScheduler) and "silent for" in action.proof:
+                self.count["silences that proved"] += 1
+            elif isinstance(action, asfc.StartScheduler) and "own controller says" in action.proof:
+                self.count["records that proved"] += 1
+            elif isinstance(action, asfc.RaiseTerm):
+                self.count["terms raised"] += 1
+
+    def wall_clock(self):
+        return self.jump_s
+
+    # -- the run
+
+    def run(self):
+        real_decide = asfc.decide
+
+        def decide(seen, configuration):
+            decision = real_decide(seen, configuration)
+            self.count_decision(decision)
+            return decision
+        with mock.patch.object(asfc, "decide", decide):
+            self.clock.drive(self.play)
+        for error in self.clock.failures:
+            self.violations.append("error: {!r}".format(error))
+        return self
+
+    def play(self):
+        self.driver = self.clock.current
+        for name, host in self.hosts.items():
+            self.later(host.starts_after_s, self.start_controller, name)
+        self.wait(self.mix.WARM_UP_S)
+        if not self.violations:
+            self.mix.play(self)
+        if not self.violations:
+            self.heal()
+            self.measure()
+
+    def wait(self, seconds):
+        """Let time pass; returns at once when a promise was broken."""
+        ends_at = self.clock.time + seconds
+        while self.clock.time < ends_at and not self.violations:
+            self.clock.wait_until(ends_at)
+
+    def heal(self):
+        self.tell("everything heals")
+        self.cuts.clear()
+        self.tickets.clear()
+        self.late_share = self.late_starts = self.lost_share = self.disk_full = 0.0
+        self.metadata.away = self.metadata.read_only = self.page_away = False
+        self.metadata.delays, self.metadata.lost_share = {}, 0.0
+        self.start_kinds = ("normal",)
+        self.hung.clear()
+        for name, host in self.hosts.items():
+            host.traps, host.script_traps, host.broken = [], [], False
+            host.suspended_until = min(host.suspended_until, self.clock.time)
+            self.thaw(host)
+            self.power_on(name)
+            self.start_controller(name)
+        self.resume()
+
+    def thaw(self, host):
+        if host.world and host.world.frozen_until > self.clock.time:
+            host.world.frozen_until = 0.0
+            host.absences = [(begin, min(end, self.clock.time)) for begin, end in host.absences]
+            for thread in self.clock.threads:
+                if thread.world is host.world and not thread.done:
+                    self.thaw_thread(thread)
+
+    def thaw_thread(self, thread):
+        """One that waits for its host to thaw goes on now."""
+        at = [entry[0] for entry in self.clock.queue if entry[1] == thread.ticket]
+        if at:
+            self.clock.enter(thread, self.clock.time)
+
+    def resume(self):
+        self.change_cluster(lambda record: record._replace(paused=""))
+
+    def change_cluster(self, change):
+        """What a verb does: one conditional write, which leaves the holder's fields alone."""
+        found = self.metadata.records.get(asfc.CLUSTER)
+        if found:
+            record = change(asfc.ClusterRecord.from_text(found.value))
+            self.metadata.apply([asfc.Write(asfc.CLUSTER, record.to_text(), found.version)])
+            self.tell("a verb has changed the record cluster")
+
+    def health_page(self):
+        """A scheduler that lives and does not hang beats every 2 s."""
+        beating = any(main + (host.name,) not in self.hung
+                      for host in self.alive_on() for main in host.model.alive)
+        if beating:
+            self.heartbeat = "{:.0f}".format(self.clock.time // 2 * 2)
+        return 200, health_page(self.heartbeat)
+
+    def bound_s(self):
+        """P3: the longest that anything of the Timing table may take with these settings."""
+        settings = [host.configuration for host in self.hosts.values() if not host.is_other]
+        longest = max(max(one.heartbeat_timeout, asfc.silence_s(one.promise_s))
+                      for one in settings)
+        return 2 * longest + max(
+            one.scheduler_start_timeout + one.settle_s + one.stop_timeout_s
+            + 4 * one.poll_frequency for one in settings) + 15
+
+    def measure(self):
+        """P3: after the healing one scheduler runs, and keeps running."""
+        healed_at, bound_s = self.clock.time, self.bound_s()
+        while not self.violations and not self.is_settled(healed_at):
+            if self.clock.time - healed_at > bound_s + 10:
+                self.broken("P3", "no scheduler has settled {:.0f} s after the healing".format(
+                    bound_s))
+                return
+            self.clock.wait(0.5)
+        self.count["time to settle"] += int(self.clock.time - healed_at)
+
+    def is_settled(self, healed_at):
+        found = self.metadata.records.get(asfc.CLUSTER)
+        active = [lease for lease in self.live if lease.active]
+        alive = self.alive_on()
+        if not found or len(active) != 1 or len(alive) != 1 or self.clock.time - healed_at < 8:
+            return False
+        record = asfc.ClusterRecord.from_text(found.value)
+        return record.possible_nodes == (alive[0].name,) and record.started
+
+
+class SimulationLog(logging.Handler):
+    """Keeps the controllers' lines; an error in asfc itself is a violation."""
+
+    def __init__(self, simulation, node):
+        super().__init__()
+        self.simulation, self.node = simulation, node
+
+    def emit(self, record):
+        text = record.getMessage()
+        self.simulation.tell("{}: {}".format(self.node, text))
+        if "an error in asfc itself" in text:
+            if record.exc_info:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info))
+            self.simulation.broken("no step fails", text)
+
+
+# -- what befalls it
+
+
+FAULTS = {}
+
+
+def fault(function):
+    """Names a fault; it is called with the simulation, and sees to its own end."""
+    FAULTS[function.__name__] = function
+    return function
+
+
+def pick(simulation):
+    """A host that matters, more often than any: the active controller's, or the scheduler's."""
+    choice = simulation.random.random()
+    found = []
+    if choice < 0.4:
+        found = simulation.active_hosts()
+    elif choice < 0.75:
+        found = [host.name for host in simulation.alive_on()]
+    return simulation.random.choice(found or simulation.names)
+
+
+@fault
+def kill(simulation):
+    name = pick(simulation)
+    simulation.kill_controller(name)
+    simulation.later(simulation.random.choice((0.1, 3, 10, 30)), simulation.start_controller, name)
+
+
+@fault
+def kill_active(simulation):
+    for name in simulation.active_hosts():
+        simulation.kill_controller(name)
+        simulation.later(simulation.random.choice((0.1, 3, 30)), simulation.start_controller, name)
+
+
+@fault
+def freeze(simulation):
+    simulation.freeze_controller(pick(simulation), simulation.random.choice((1, 4, 9, 15, 30)))
+
+
+@fault
+def freeze_active(simulation):
+    for name in simulation.active_hosts():
+        simulation.freeze_controller(name, simulation.random.choice((4, 9, 12, 15, 25)))
+
+
+@fault
+def stop(simulation):
+    """A controller is stopped in order and started again."""
+    name = pick(simulation)
+    simulation.stop_controller(name)
+    simulation.later(simulation.random.choice((3, 10, 30)), simulation.start_controller, name)
+
+
+@fault
+def upgrade(simulation):
+    """A controller is started again with other settings."""
+    name = pick(simulation)
+    host = simulation.hosts[name]
+    drawn = simulation.mix.draw_settings(simulation.random)
+    fields = simulation.random.sample(sorted(drawn), 4)
+    host.configuration = host.configuration._replace(**{name: drawn[name] for name in fields})
+    simulation.stop_controller(name)
+    simulation.later(simulation.random.choice((2, 6)), simulation.kill_controller, name)
+    simulation.later(simulation.random.choice((7, 15)), simulation.start_controller, name)
+
+
+POINTS = ("send start", "send start", "send stop", "send query", "exchange", "write cluster",
+          "signal", "write file", "write node")
+
+
+@fault
+def trap(simulation):
+    """The next controller that comes to some point is caught there."""
+    set_traps(simulation, simulation.random.choice(POINTS),
+              simulation.random.choice((None, 2, 6, 12, 20, 40)))
+
+
+@fault
+def trap_before_start(simulation):
+    set_traps(simulation, simulation.random.choice(("send start", "send start", "send stop")),
+              simulation.random.choice((2, 6, 12, 20, 40)))
+    scheduler_dies(simulation)
+
+
+def set_traps(simulation, point, freeze_s):
+    simulation.tell("a trap before '{}'".format(point))
+    for host in simulation.hosts.values():
+        host.traps.append(Trap(point, freeze_s))
+        if freeze_s is None:
+            simulation.later(8, simulation.start_controller, host.name)
+
+
+SCRIPT_POINTS = ("locked", "gate written", "launched", "intent written", "last test passed",
+                 "sent on its way", "start command killed", "stopped")
+
+
+@fault
+def script_trap(simulation):
+    """The next script that comes to some point is frozen or killed there."""
+    point = simulation.random.choice(SCRIPT_POINTS)
+    freeze_s = simulation.random.choice((None, 0.5, 1.5, 4, 10))
+    for host in simulation.hosts.values():
+        host.script_traps.append(Trap(point, freeze_s))
+
+
+@fault
+def suspend(simulation):
+    simulation.suspend(pick(simulation), simulation.random.choice((1, 4, 8, 15)))
+
+
+@fault
+def power(simulation):
+    name = pick(simulation)
+    simulation.power_off(name)
+    simulation.later(simulation.random.choice((5, 15, 40)), simulation.power_on, name)
+
+
+@fault
+def cut(simulation):
+    """One host is cut off: from its peers, the metadata or both; one way or both."""
+    cut_off(simulation, pick(simulation), simulation.random.choice(
+        ("peers", "metadata", "both", "both")), simulation.random.choice((2, 6, 12, 25, 40)))
+
+
+@fault
+def cut_scheduler(simulation):
+    """The scheduler's host is cut off from all, for long enough that the scheduler moves."""
+    for host in simulation.alive_on()[:1] or [simulation.hosts[pick(simulation)]]:
+        cut_off(simulation, host.name, "both", simulation.random.choice((14, 25, 40)))
+
+
+def cut_off(simulation, name, what, seconds):
+    rng = simulation.random
+    peers = [other for other in simulation.hosts if other != name]
+    others = {"peers": peers, "metadata": ["metadata"], "both": peers + ["metadata"]}[what]
+    way = rng.choice(("both ways", "both ways", "out", "in"))
+    pairs = [(name, other) for other in others if way != "in"]
+    pairs += [(other, name) for other in others if way != "out"]
+    simulation.refuses = rng.random() < 0.3
+    text = "{} is cut off from {} ({})".format(name, what, way)
+    simulation.count["links cut"] += 1
+    simulation.cuts.update(pairs)
+    simulation.tell("{} for {} s".format(text, seconds))
+
+    def heal():
+        simulation.tell("no longer: " + text)
+        simulation.cuts.subtract(pair for pair in pairs if simulation.cuts[pair])
+    simulation.later(seconds, heal)
+
+
+@fault
+def scheduler_dies(simulation):
+    for host in simulation.alive_on():
+        simulation.tell("the scheduler on {} dies".format(host.name))
+        host.call(0.0, functools.partial(host.die, simulation.random.choice((0, 0, 2))))
+
+
+@fault
+def scheduler_hangs(simulation):
+    for host in simulation.alive_on():
+        simulation.tell("the scheduler on {} hangs".format(host.name))
+        simulation.hung.add(host.model.alive[0] + (host.name,))
+
+
+@fault
+def starts_go_wrong(simulation):
+    kinds = simulation.random.sample(("slow", "broken", "crashing", "late"), 2) + ["normal"]
+    simulation.set_for(simulation.random.choice((5, 20)), simulation, "start_kinds", tuple(kinds))
+
+
+@fault
+def node_is_broken(simulation):
+    host = simulation.hosts[pick(simulation)]
+    simulation.set_for(simulation.random.choice((5, 20)), host, "broken", True)
+    scheduler_dies(simulation)
+
+
+@fault
+def ssh_late(simulation):
+    """Requests are accepted at once and carried out as much as a minute later."""
+    seconds = simulation.random.choice((5, 15, 30))
+    simulation.set_for(seconds, simulation, "late_share", simulation.random.choice((0.3, 0.7)))
+    simulation.set_for(seconds, simulation, "late_s", simulation.random.choice((4, 15, 30, 60)))
+
+
+@fault
+def starts_late(simulation):
+    """A start is queued in some sshd, and its host is cut off."""
+    simulation.set_for(10, simulation, "late_starts", 0.8)
+    simulation.set_for(10, simulation, "late_s", simulation.random.choice((10, 20, 40)))
+    scheduler_dies(simulation)
+    if simulation.random.random() < 0.5:
+        simulation.later(simulation.random.uniform(0, 4), cut_scheduler, simulation)
+
+
+@fault
+def replies_lost(simulation):
+    simulation.set_for(simulation.random.choice((3, 10, 20)), simulation, "lost_share",
+                       simulation.random.choice((0.2, 0.6)))
+
+
+@fault
+def metadata_slow(simulation):
+    rng, seconds = simulation.random, simulation.random.choice((3, 10, 20))
+    slow_s = rng.choice((1.0, 3.0, 20.0))
+    names = simulation.names if rng.random() < 0.4 else (pick(simulation),)
+    simulation.tell("the metadata is slow for {} ({} s) for {} s".format(
+        ",".join(names), slow_s, seconds))
+    for name in names:
+        simulation.metadata.delays[name] = slow_s
+        simulation.later(seconds, simulation.metadata.delays.pop, name, None)
+
+
+@fault
+def metadata_away(simulation):
+    simulation.set_for(simulation.random.choice((2, 6, 15)), simulation.metadata, "away", True)
+
+
+@fault
+def metadata_read_only(simulation):
+    simulation.set_for(simulation.random.choice((2, 6, 15)), simulation.metadata, "read_only", True)
+
+
+@fault
+def metadata_replies_lost(simulation):
+    simulation.set_for(simulation.random.choice((3, 10)), simulation.metadata, "lost_share",
+                       simulation.random.choice((0.3, 0.8)))
+
+
+@fault
+def metadata_cleared(simulation):
+    simulation.tell("the metadata is cleared")
+    simulation.count["clears"] += 1
+    MetadataAtOnce(simulation.metadata).clear()
+
+
+@fault
+def metadata_saved(simulation):
+    simulation.tell("a backup of the metadata is made")
+    simulation.snapshot = dict(simulation.metadata.records)
+
+
+@fault
+def metadata_restored(simulation):
+    if simulation.snapshot:
+        simulation.tell("the metadata is restored from the backup")
+        simulation.count["restores"] += 1
+        simulation.metadata.records = dict(simulation.snapshot)
+
+
+@fault
+def pause(simulation):
+    """A person pauses asfc, and resumes it later."""
+    simulation.tell("asfc is paused")
+    simulation.count["pauses"] += 1
+    simulation.change_cluster(lambda record: record._replace(paused="a test"))
+    simulation.later(simulation.random.choice((2, 8, 20)), simulation.resume)
+
+
+@fault
+def wall_clock_jumps(simulation):
+    simulation.jump_s = simulation.random.uniform(-4000, 4000)
+
+
+@fault
+def disk_full(simulation):
+    simulation.set_for(simulation.random.choice((5, 15)), simulation, "disk_full", 0.5)
+
+
+@fault
+def page_away(simulation):
+    simulation.set_for(simulation.random.choice((5, 15)), simulation, "page_away", True)
+
+
+# -- mixes of faults
+
+
+class Mix:
+    """What befalls the hosts of a run: which faults and how often, and what has to be exercised."""
+    WARM_UP_S = 13.0
+
+    def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), **chances):
+        self.name, self.faults = name, faults.split()
+        self.counters = [counter.strip() for counter in counters.split(",") if counter.strip()]
+        self.faults_of_a_run = faults_of_a_run
+        self.chances = dict({"fence_command": 0.1, "keep": 0.05, "no_promise": 0.05, "page": 0.2,
+                             "operator": 0.4, "odd_starts": 0.3, "stubborn": 0.2, "lists": 0.1,
+                             "long_start": 0.05}, **chances)
+
+    def prepare(self, simulation):
+        """Draw the hosts, their clocks and their settings."""
+        rng = simulation.random
+        simulation.names = rng.choice((("a", "b", "c"),) * 4 + (("a", "b"), tuple("abcde")))
+        common = self.draw_settings(rng)
+        simulation.stop_wait_s = common["scheduler_stop_wait_time"]
+        for name in simulation.names:
+            fields = dict(common, node_name=name, scheduler_nodes_in_cluster=simulation.names)
+            if rng.random() < 0.25:
+                fields.update(heartbeat_timeout=rng.uniform(7.5, 12.0),
+                              fence_grace_time=rng.uniform(0.5, 3.0))
+            if self.happens(rng, "lists"):
+                fields["scheduler_nodes_in_cluster"] = self.other_list(rng, simulation.names, name)
+            if self.happens(rng, "keep"):
+                fields["on_metadata_loss"] = "keep"
+            host = simulation.add_host(name, rng.uniform(0.96, 1.04), fields)
+            host.stubborn = self.happens(rng, "stubborn")
+            host.no_promise = "drawn so" if self.happens(rng, "no_promise") else ""
+        if self.happens(rng, "odd_starts"):
+            simulation.start_kinds = ("normal", "slow", "broken", "crashing", "late")
+
+    def happens(self, rng, what):
+        return rng.random() < self.chances[what]
+
+    @staticmethod
+    def other_list(rng, names, own_name):
+        """The list in another order, one name missing perhaps."""
+        names = rng.sample(names, len(names))
+        gone = rng.choice(names)
+        return tuple(name for name in names if name in (own_name,) or name != gone)
+
+    def draw_settings(self, rng):
+        page, long_start = self.happens(rng, "page"), self.happens(rng, "long_start")
+        return {"heartbeat_timeout": rng.uniform(7.5, 10.0), "fence_grace_time": rng.uniform(.5, 2),
+                "poll_frequency": rng.uniform(1.0, 4.0), "query_timeout": rng.uniform(1.0, 2.0),
+                "scheduler_start_timeout": 90.0 if long_start else rng.choice((8.0, 12.0)),
+                "scheduler_stop_wait_time": 1.0, "scheduler_restart_sleep_time": rng.uniform(3, 5),
+                "scheduler_restart_window": 60.0, "scheduler_restart_budget": 3,
+                "airflow_scheduler_start_command":
+                    "start it" if self.happens(rng, "operator") else "",
+                "health_urls": ("http://page/health",) if page else (), "health_threshold_s": 6.0,
+                "fence_timeout": 3.0,
+                "fence_command": "fence it" if self.happens(rng, "fence_command") else ""}
+
+    def play(self, simulation):
+        rng = simulation.random
+        for _ in range(rng.randint(*self.faults_of_a_run)):
+            FAULTS[rng.choice(self.faults)](simulation)
+            simulation.wait(rng.choice((0.0, 0.3, 1, 3, 6, 10)))
+            if simulation.violations:
+                return
+        simulation.wait(rng.uniform(0, 20))
+
+
+class PeacefulMix(Mix):
+    """Nothing befalls the scheduler and its node: so nothing may be done to it (P6)."""
+
+    def play(self, simulation):
+        simulation.peaceful = len(simulation.alive_on()) == 1
+        simulation.count["healthy schedulers watched"] += simulation.peaceful
+        super().play(simulation)
+
+
+class TwoClusters(Mix):
+    """Another cluster's controller has a node of ours in its list; the node belongs to us."""
+
+    def prepare(self, simulation):
+        super().prepare(simulation)
+        simulation.other_metadata = SimulatedMetadata(simulation)
+        fields = dict(self.draw_settings(simulation.random), node_name="x",
+                      scheduler_nodes_in_cluster=("x", simulation.random.choice(simulation.names)))
+        host = simulation.add_host("x", 1.0, fields)
+        host.metadata, host.starts_after_s = simulation.other_metadata, 12.0
+
+
+@functools.lru_cache()
+def base_configuration():
+    return configured("scheduler_nodes_in_cluster = a, b, c")
+
+
+ALWAYS = "takeovers, accepted starts"
+MIXES = {mix.name: mix for mix in (
+    Mix("uniform", " ".join(sorted(set(FAULTS) - {"metadata_restored"})),
+        ALWAYS + ", silences that proved, records that proved, signals by the fence, late starts,"
+        "starts refused by the gate, starts refused by the deadline"),
+    Mix("freeze-before-send", "trap_before_start trap_before_start trap freeze_active kill_active "
+        "cut_scheduler starts_go_wrong",
+        ALWAYS + ", caught before send start, caught before send stop, starts refused by the gate"),
+    Mix("late-ssh", "ssh_late ssh_late starts_late starts_late replies_lost scheduler_dies "
+        "node_is_broken freeze_active kill_active cut",
+        ALWAYS + ", late starts, late stops, starts refused by the gate, replies of nodes lost"),
+    Mix("cut-and-move", "cut cut_scheduler cut_scheduler starts_late starts_go_wrong "
+        "scheduler_dies metadata_away", ALWAYS + ", silences that proved, signals by the fence, "
+        "starts refused by the deadline, records that proved", fence_command=0.05),
+    Mix("restore", "metadata_saved metadata_saved metadata_restored metadata_restored "
+        "metadata_restored metadata_cleared kill_active freeze_active scheduler_dies "
+        "node_is_broken cut upgrade",
+        ALWAYS + ", restores, clears, restores handled, terms raised"),
+    Mix("script-freeze", "script_trap script_trap script_trap scheduler_dies node_is_broken "
+        "kill_active freeze_active starts_go_wrong cut_scheduler", ALWAYS +
+        ", scripts frozen or killed"),
+    Mix("restart-storm", "kill kill kill_active stop upgrade scheduler_dies cut power trap",
+        ALWAYS + ", controllers killed, controllers stopped"),
+    Mix("pause", "pause pause scheduler_dies kill_active freeze_active cut cut_scheduler stop",
+        ALWAYS + ", pauses"),
+    Mix("starts", "starts_go_wrong node_is_broken scheduler_dies scheduler_hangs kill_active "
+        "page_away script_trap freeze_active", ALWAYS + ", processes that appeared late", page=0.6,
+        odd_starts=0.7, stubborn=0.4),
+    Mix("metadata", "metadata_slow metadata_away metadata_read_only metadata_replies_lost "
+        "metadata_replies_lost scheduler_dies cut kill_active trap wall_clock_jumps disk_full",
+        ALWAYS + ", replies of the metadata lost, signals by the fence"),
+    Mix("power", "power power suspend suspend scheduler_dies cut_scheduler node_is_broken "
+        "starts_late", ALWAYS + ", hosts fenced by command, silences that proved",
+        fence_command=0.4),
+)}
+MIXES["two-clusters"] = TwoClusters(
+    "two-clusters", "kill_active freeze_active scheduler_dies cut cut_scheduler node_is_broken "
+    "ssh_late", ALWAYS + ", requests of another cluster refused")
+MIXES["peace"] = PeacefulMix(
+    "peace", "kill kill_active freeze freeze_active stop upgrade trap wall_clock_jumps page_away",
+    "takeovers, healthy schedulers watched", odd_starts=0.0, lists=0.0, page=0.3)
+
+
+def simulate(mix, seed, tracing=False):
+    return Simulation(seed, MIXES[mix], tracing).run()
+
+
+def simulate_quietly(mix_and_seed):
+    """One seed: what was broken, and what was exercised."""
+    mix, seed = mix_and_seed
+    found = simulate(mix, seed)
+    return mix, seed, found.violations, found.count
+
+
+def simulate_all(runs, processes=None):
+    """Simulate (mix, seed) pairs in worker processes; yields the result of each."""
+    processes = processes or len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
+        yield from pool.imap(simulate_quietly, runs, chunksize=4)
+
+
+def seeds_of(first, number, mix=None):
+    """Seeds with their mixes: the one that is named, or all in turn."""
+    names = [mix] if mix else sorted(MIXES)
+    return [(names[seed % len(names)], seed) for seed in range(first, first + number)]
+
+
+class Tally:
+    """What the seeds of each mix have exercised, and which of them failed."""
+
+    def __init__(self):
+        self.counts = collections.defaultdict(collections.Counter)
+        self.failed = []
+
+    def add(self, mix, seed, violations, counts):
+        self.counts[mix].update(counts, seeds=1)
+        if violations:
+            self.failed.append((mix, seed, violations))
+
+    def lacking(self):
+        """The counters that belong to a mix and stayed at zero."""
+        return ["{}: {}".format(mix, name) for mix, counts in sorted(self.counts.items())
+                for name in MIXES[mix].counters if not counts[name]]
+
+    def show(self):
+        for mix, counts in sorted(self.counts.items()):
+            print("{}: {}".format(mix, ", ".join(
+                "{} {}".format(number, name) for name, number in sorted(counts.items()))))
+
+
+def show_run(mix, seed):
+    """The timeline of a seed, and how to see it again."""
+    found = simulate(mix, seed, tracing=True)
+    print("\n".join(found.lines))
+    print("\n".join(found.violations) or "no promise was broken")
+    print("replay: python3 test_asfc.py simulate --seeds 1 --from {} --mix {}\n".format(seed, mix))
+
+
+def simulate_verb(argv):
+    """The command `simulate`: exit status 0 only when all promises held in all seeds."""
+    parser = argparse.ArgumentParser(prog="test_asfc.py simulate")
+    parser.add_argument("--seeds", type=int, default=100, help="how many")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
+    parser.add_argument("--mix", choices=sorted(MIXES), help="of faults; all in turn if not given")
+    parser.add_argument("--timeline", action="store_true", help="show it for each seed that holds")
+    options = parser.parse_args(argv)
+    tally, began = Tally(), time.monotonic()
+    for result in simulate_all(seeds_of(options.first, options.seeds, options.mix)):
+        tally.add(*result)
+        if options.timeline and not result[2]:
+            show_run(*result[:2])
+    for mix, seed, _ in tally.failed[:3]:
+        show_run(mix, seed)
+    tally.show()
+    for mix, seed, violations in tally.failed:
+        print("FAILED: --mix {} --from {}: {}".format(mix, seed, violations[0]))
+    lacking = tally.lacking() if options.seeds >= 100 * len(tally.counts) else []
+    for name in lacking:
+        print("NEVER EXERCISED: " + name)
+    print("{} seeds in {:.0f} s, {} failed".format(
+        options.seeds, time.monotonic() - began, len(tally.failed)))
+    return 1 if tally.failed or lacking else 0
 
 
 ###############################################################################
@@ -8757,6 +10335,8 @@ def end_in_order_on_sigterm():
 def main():
     if sys.argv[1:2] == ["bench"]:
         return Bench().run()
+    if sys.argv[1:2] == ["simulate"]:
+        return simulate_verb(sys.argv[2:])
     if sys.argv[1:2] == ["soak"]:
         names = sorted(SOAKS)
         if len(sys.argv) != 3 or sys.argv[2] not in SOAKS:
