@@ -5486,7 +5486,10 @@ def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decis
             and not seen.facts.get(assigned, NO_FACTS).fence_failed:
         return None  # that goes first: it is worth more than silence
     chosen = choose_node(seen, configuration, seen.record.failed)
-    return move_to(seen, chosen, {}) if chosen else None
+    if chosen:
+        return move_to(seen, chosen, {})
+    return Decision("waiting: no other node answers that a scheduler could be started on; {}"
+                    .format(seen.reason(assigned)), healthy=False)
 
 
 def fence_an_unknown_node(seen: Observation, configuration: Any) -> Optional[Decision]:

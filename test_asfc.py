@@ -6249,6 +6249,9 @@ class DecisionTest(unittest.TestCase):
         "silent for W: the move begins after one query without an answer": (
             observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)}),
             "possible=ab new", "moving the scheduler to b from a: no answer within 5 s; silent"),
+        "silent, and no other node answers": (
+            observed("a", {"a": "silent", "b": "silent", "c": "silent"}, facts={"a": SILENT}), "",
+            "waiting: no other node answers that a scheduler could be started on; a: no answer"),
         "silent, and not asked since the move began: the start waits": (
             observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(asked_in_move=False)},
                      started=False), "", "waiting until a has been silent"),
