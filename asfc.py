@@ -10,10 +10,10 @@ command-line client of the database (none for SQLite). It never imports Airflow.
 
 What it promises
     At most one controller is active, and what it sends takes effect on a node only until that node
-    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault one
-    runs again without a person, wherever its node had promised to fence itself or fence_command is
-    set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing or
-    losing controllers does not touch a healthy scheduler.
+    has heard of a newer one. At most one scheduler runs, under every single fault. After a fault
+    one runs again without a person, wherever its node had promised to fence itself or fence_command
+    is set. No lost or unclear answer is ever read as "not running". Stopping, upgrading, freezing
+    or losing controllers does not touch a healthy scheduler.
 
 What it does not promise
     A host that its hypervisor suspends for longer than W and wakes again runs its scheduler beside
@@ -273,6 +273,14 @@ class World:
         except KeyError:
             return None
 
+    def user_name(self) -> str:
+        """Who works here, for people to read: the login name, else the number."""
+        import pwd
+        try:
+            return pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            return str(os.geteuid())
+
     def environment(self) -> Mapping[str, str]:
         return os.environ
 
@@ -291,6 +299,10 @@ class World:
         return os.urandom(8).hex()
 
     # -- threads and waiting
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, in a verb; what runs in loops returns the seconds instead."""
+        time.sleep(seconds)
 
     def mutex(self) -> Any:
         """A lock between the loops of one process, to be used in a `with` statement."""
@@ -457,6 +469,17 @@ class World:
             os.write(descriptor, (text + "\n").encode("utf-8"))
             os.fsync(descriptor)
         return held or text
+
+    # -- the person at the terminal
+
+    def ask(self, question: str) -> Optional[str]:
+        """What a person answers, '' for nothing; None where no terminal is there to ask on."""
+        if not sys.stdin or not sys.stdin.isatty():
+            return None
+        try:
+            return input(question).strip()
+        except EOFError:
+            return ""
 
     # -- processes of this host, by /proc alone: fencing must not wait for a disk or a program
 
@@ -943,6 +966,66 @@ class Configuration(NamedTuple):
 def silence_s(promise_s: float) -> float:
     """W: after so long without a sign of life a node has kept its promise, by any clock."""
     return CLOCK_RATE_LIMIT * promise_s
+
+
+class WorstCase(NamedTuple):
+    """A fault, and the longest time that may pass after it; `seconds` is None: no limit."""
+    what: str
+    seconds: Optional[float]
+    then: str = ""   # what comes on top of the seconds, in words
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return "{}: {}".format(self.what, self.then)
+        whole = -int(-round(self.seconds, 3) // 1)
+        return "{}: {} s{}".format(self.what, whole, self.then and " + " + self.then)
+
+
+AIRFLOW_HEARTBEAT_S = 5.0   # how often Airflow's scheduler shows its life
+
+
+def worst_cases(configuration: Any) -> List[WorstCase]:
+    """The times that follow from a configuration, which all nodes are taken to have.
+
+    Most are until one scheduler runs again; s is what its own start takes.
+    """
+    p, h, c = (configuration.poll_frequency, configuration.heartbeat_timeout,
+               configuration.query_timeout)
+    i, c_m = configuration.heartbeat_interval_s, configuration.metadata_limit_s
+    turn_s, takeover_s = p + 2 * c + c_m, i + 2 * c + 3 * c_m
+    outage_s = configuration.acting_window_s - i - c_m - RETRY_INTERVAL_S
+    away = ([WorstCase("nothing happens while the metadata is away for less than",
+                       float(int(outage_s + 1e-9))),
+             WorstCase("the metadata is away for longer: after its return", turn_s, "s")]
+            if configuration.on_metadata_loss == "stop" else
+            [WorstCase("the metadata is away and the scheduler dies: after its return",
+                       turn_s, "s")])
+    gone_s = left_after_s(configuration)
+    return [
+        WorstCase("the scheduler dies", turn_s, "s"),
+        WorstCase("the scheduler hangs", configuration.health_threshold_s + AIRFLOW_HEARTBEAT_S
+                  + p + c, "its stop + s"),
+        WorstCase("its node is powered off or cut off, with the active controller or without",
+                  None, "not before it answers or a person uses confirm_dead")
+        if gone_s is None else
+        WorstCase("its node is powered off or cut off, with the active controller or without",
+                  gone_s + takeover_s, "s"),
+        WorstCase("the active controller is lost, and a new one is active", h + i + c_m),
+        WorstCase("the active controller is lost in the middle of a restart", h + p + takeover_s,
+                  "s"),
+        WorstCase("the active controller's main loop alone sticks: all this longer by", h),
+        WorstCase("the active controller is stopped in order, and a new one is active", i + c_m),
+    ] + away
+
+
+def left_after_s(configuration: Any) -> Optional[float]:
+    """When a node that gives no sign of life is known to run nothing; None: never by itself."""
+    proofs = []
+    if configuration.on_metadata_loss == "stop":
+        proofs.append(max(configuration.heartbeat_timeout, silence_s(configuration.promise_s)))
+    if configuration.fence_command:
+        proofs.append(configuration.heartbeat_timeout + configuration.fence_timeout)
+    return max(proofs) if proofs else None
 
 
 def _expand(text: str, environment: Mapping[str, str]) -> str:
@@ -1661,9 +1744,21 @@ class HistoryEvent(NamedTuple):
             return []
 
 
+HISTORY_LENGTH = 200     # events that the record keeps,
+HISTORY_SIZE = 20000     # and the most characters of it: every heartbeat reads all records
+
+
 def history_text(events: Sequence[HistoryEvent]) -> str:
-    return json.dumps({"format": HISTORY_FORMAT,
-                       "events": [dict(event._asdict()) for event in events]})
+    """The record's text: the newest events, as many as it may hold."""
+    kept: List[Dict[str, Any]] = []
+    size = 0
+    for event in reversed(events[-HISTORY_LENGTH:]):
+        fields = dict(event._asdict())
+        size += len(json.dumps(fields))
+        if size > HISTORY_SIZE:
+            break
+        kept.insert(0, fields)
+    return json.dumps({"format": HISTORY_FORMAT, "events": kept})
 
 
 ###############################################################################
@@ -1723,20 +1818,42 @@ class MetadataService:
         """Write one record on the condition of its version; says whether that won."""
         return self.exchange([Write(name, value, expected_version)]).won[0]
 
+    def change_cluster(self, change: Callable[[Mapping[str, Record]], Optional[ClusterRecord]]
+                       ) -> Optional[ClusterRecord]:
+        """A verb's write of the record `cluster`, made again when a heartbeat came between.
+
+        `change` is shown all records, leaves the holder's fields alone, and returns None when there
+        is nothing to be written. Returns what was written. Raises MetadataError.
+        """
+        for _ in range(10):
+            records = self.read_all()
+            found, changed = records.get(CLUSTER), change(records)
+            if changed is None:
+                return None
+            if self.write(CLUSTER, changed.to_text(), found.version if found else None):
+                return changed
+        raise MetadataError("{}: other writers were faster ten times; try again".format(
+            self.describe()))
+
     def clear(self) -> bool:
         """Empty the record `cluster`; False when there is none. Raises MetadataError.
 
         Its term, move, id and promise stay, for none of them may ever be rewound.
         """
-        for _ in range(5):  # a heartbeat may come between
-            found = self.read_all().get(CLUSTER)
-            if found is None:
-                return False
-            emptied = ClusterRecord.from_text(found.value).emptied()
-            if self.write(CLUSTER, emptied.to_text(), found.version):
-                return True
-        raise MetadataError("{}: another writer was faster five times; try again".format(
-            self.describe()))
+        def emptied(records: Mapping[str, Record]) -> Optional[ClusterRecord]:
+            found = records.get(CLUSTER)
+            return ClusterRecord.from_text(found.value).emptied() if found else None
+        return self.change_cluster(emptied) is not None
+
+    def add_to_history(self, event: HistoryEvent) -> None:
+        """Write down what a verb has done. Raises MetadataError."""
+        for _ in range(10):
+            found = self.read_all().get(HISTORY)
+            before = HistoryEvent.all_from_text(found.value) if found else []
+            text = history_text(before + [event])
+            if self.write(HISTORY, text, found.version if found else None):
+                return
+        raise MetadataError("{}: other writers were faster ten times".format(self.describe()))
 
     def legacy_heartbeat(self) -> Optional[str]:
         """The heartbeat that the original controller left, word for word; None if there is none."""
@@ -3637,6 +3754,7 @@ class SelfFence:
     def __init__(self, world: World, configuration: Any, uid: int) -> None:
         self.deadline: Optional[float] = None
         self.clean = False              # the deadline has passed, and nothing is left to be ended
+        self.clean_since = 0.0
         self.known: Tuple[Process, ...] = ()   # main processes that the last look has listed
         self.sentences: "collections.deque[str]" = collections.deque(maxlen=20)
         self.ended = False
@@ -3764,6 +3882,7 @@ class SelfFence:
         clean = not any(found)
         if clean and not self.clean:
             self.sentences.append("fenced: no scheduler runs or starts here")
+            self.clean_since = now
             self._world.wake("node")
         self.clean = clean
         return FENCE_TICK_S if clean else self.SOON_S
@@ -3782,15 +3901,24 @@ class NodeView(NamedTuple):
     trusted: bool           # False after its version fell back (restored metadata), till it rises
 
 
+def view_of(found: Record, before: Optional[NodeView], now: float) -> Optional[NodeView]:
+    """The view of a record that was read now: a new one, or that from before.
+
+    A record of a newer version of asfc that can't be understood is no evidence: it changes nothing.
+    """
+    if before and before.version == found.version:
+        return before
+    record = NodeRecord.from_text(found.value)
+    if record is None:
+        return before
+    return NodeView(record, found.version, now, not before or found.version > before.version)
+
+
 class NodeRecords:
     """All nodes' records: writes this node's own with each heartbeat, and watches the others'.
 
     It goes with the exchanges of the lease: `writes` before one, `answered` or `failed` after it.
     """
-    SETTINGS = ("scheduler_nodes_in_cluster", "poll_frequency", "heartbeat_timeout", "state_dir",
-                "on_metadata_loss", "fence_grace_time", "scheduler_user", "query_timeout",
-                "airflow_scheduler_start_command", "airflow_scheduler_stop_command")
-
     def __init__(self, world: World, configuration: Any, instance: str, state_dir_id: str,
                  fence: SelfFence, no_promise: str, log: Any) -> None:
         self.views: Dict[str, NodeView] = {}
@@ -3798,6 +3926,7 @@ class NodeRecords:
         self.paused = False             # as the record `cluster` last said
         self.report: Optional[NodeReport] = None   # what the last look at this node has found
         self.unknown = False            # an own write whose outcome is not known
+        self.raised_at = 0.0            # this node's gate is at what was read at that moment
         self._world = world
         self._configuration = configuration
         self._instance = instance
@@ -3810,6 +3939,8 @@ class NodeRecords:
         self._sequence = 0
         self._sent_at = 0.0
         self._sent_promise = False
+        self._sent_by_chance = False    # the last write was the one try after a freeze
+        self._displaced = False         # another controller of this name writes the record
         self._read = False
         self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
         self._events: List[HistoryEvent] = []
@@ -3827,11 +3958,12 @@ class NodeRecords:
         self._sent_events = 0
         if self._read and not self.unknown and self._events:
             self._sent_events = len(self._events)
-            events = (self._history[1] + self._events)[-HISTORY_LENGTH:]
+            events = self._history[1] + self._events
             found.append(Write(HISTORY, history_text(events), self._history[0]))
         if self._may_write():
             record = self._own_record()
             self._sent_at, self._sent_promise = self._world.now(), record.promise_s is not None
+            self._sent_by_chance = self.fence.has_chance()
             if self._sent_promise:
                 self.fence.about_to_promise(self._sent_at)
             self._sequence += 1
@@ -3839,8 +3971,14 @@ class NodeRecords:
         return found
 
     def _may_write(self) -> bool:
-        """First the own record is read; a passed deadline is dealt with before it is written."""
-        if not self._read or self.unknown or not self.fence.may_write():
+        """First the own record is read; a passed deadline is dealt with before it is written.
+
+        After that the gate is raised to what is read then: a start that was under way all the time
+        would find the promise good again, and a gate that has heard of nothing new.
+        """
+        if not self._read or self.unknown or self._displaced or not self.fence.may_write():
+            return False
+        if self.fence.clean and self.raised_at <= self.fence.clean_since:
             return False
         if self._waits_since is not None:
             waited_s = self._world.now() - self._waits_since
@@ -3859,7 +3997,9 @@ class NodeRecords:
         if confirmed.get(self._own):
             self._version = (self._version or 0) + 1
             self._waits_since = None
-            if self._sent_promise:
+            if self._sent_by_chance and not self._is_possible(records.get(CLUSTER)):
+                self.fence.refuse_chance()
+            elif self._sent_promise:
                 self.fence.promise_confirmed(self._sent_at)
             else:
                 self.fence.promise_withdrawn()
@@ -3871,6 +4011,12 @@ class NodeRecords:
             self._version = None
         self._read = True
 
+    def _is_possible(self, found: Optional[Record]) -> bool:
+        """Whether this node may have a scheduler by a record that was read after a write."""
+        record = ClusterRecord.from_text(found.value) if found else None
+        return record is None or not record.possible_nodes \
+            or self._configuration.node_name in record.possible_nodes
+
     def _take_history(self, confirmed: Mapping[str, bool], found: Optional[Record]) -> None:
         if confirmed.get(HISTORY):
             del self._events[:self._sent_events]
@@ -3880,20 +4026,15 @@ class NodeRecords:
             self._history = (None, [])
 
     def _take(self, name: str, found: Record) -> None:
-        node, now = name[len(NODE_PREFIX):], self._world.now()
+        node = name[len(NODE_PREFIX):]
         before = self.views.get(node)
-        if before and before.version == found.version and name != self._own:
-            return
-        record = NodeRecord.from_text(found.value)
+        view = view_of(found, before, self._world.now())
         if name == self._own:
-            self._take_own(found, record)
-        if record is None:
-            return  # of a newer version: no evidence
-        if before is None or before.version != found.version:
-            trusted = not before or found.version > before.version
-            self.views[node] = NodeView(record, found.version, now, trusted)
-            self._compare(node, record, before)
-            if before is None or self._essence(before.record) != self._essence(record):
+            self._take_own(found, NodeRecord.from_text(found.value))
+        if view and view is not before:
+            self.views[node] = view
+            self._compare(node, view.record, before)
+            if before is None or self._essence(before.record) != self._essence(view.record):
                 self._world.wake("turn")  # it may change what was decided
 
     @staticmethod
@@ -3907,7 +4048,8 @@ class NodeRecords:
             return
         stranger = record is not None and record.instance != self._instance \
             and record.state_dir_id != self._state_dir_id
-        if stranger and self._read:
+        if stranger and self._read and not self._displaced:
+            self._displaced = True
             raise RefusedError(
                 "another controller calls itself {0} and keeps its state elsewhere ({1}): give "
                 "each its own node_name, or, on one host, stop one of them".format(
@@ -3929,7 +4071,7 @@ class NodeRecords:
             configuration.node_name, self._instance, self._sequence, report.gate, report.state,
             report.reason, report.mains, len(report.remnants), report.intent is not None,
             None if promise else configuration.promise_s, promise, configuration.state_dir,
-            self._state_dir_id, self._host_names, __version__, self.own_settings(),
+            self._state_dir_id, self._host_names, __version__, common_settings(configuration),
             self._world.utc_text(), self._fenced)
 
     def is_bound(self) -> bool:
@@ -3946,11 +4088,6 @@ class NodeRecords:
             return "on_metadata_loss = keep"
         return self._no_promise
 
-    def own_settings(self) -> Dict[str, Any]:
-        values = {name: getattr(self._configuration, name) for name in self.SETTINGS}
-        return {name: list(value) if isinstance(value, tuple) else value
-                for name, value in values.items()}
-
     def note_fencing(self, sentence: str) -> None:
         """Have the others read that this node has fenced itself."""
         self._fenced = "{}: {}".format(self._world.utc_text(), sentence)
@@ -3966,7 +4103,8 @@ class NodeRecords:
         if node == self._configuration.node_name or before and before.record._replace(
                 sequence=0) == record._replace(sequence=0):
             return
-        for sentence in differences(self.own_settings(), record, self._configuration.node_name):
+        for sentence in differences(common_settings(self._configuration), record,
+                                    self._configuration.node_name):
             if sentence not in self._told:
                 self._told.add(sentence)
                 self._log.warning(sentence)
@@ -3977,7 +4115,17 @@ class NodeRecords:
                 self._configuration.node_name, node, record.state_dir_id)
 
 
-HISTORY_LENGTH = 200   # events that the record keeps
+COMMON_SETTINGS = (
+    "scheduler_nodes_in_cluster", "poll_frequency", "heartbeat_timeout", "state_dir",
+    "on_metadata_loss", "fence_grace_time", "scheduler_user", "query_timeout",
+    "airflow_scheduler_start_command", "airflow_scheduler_stop_command")
+
+
+def common_settings(configuration: Any) -> Dict[str, Any]:
+    """The settings that should be the same on all nodes, as a record holds them."""
+    values = {name: getattr(configuration, name) for name in COMMON_SETTINGS}
+    return {name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()}
 
 
 def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[str]:
@@ -4599,6 +4747,9 @@ class Lease:
         if not self._looked:
             self._world.wake("turn")
         self._look_for_a_fall(version, record)
+        if self.active and self.record and record and (
+                self.record.paused, self.record.vouched) != (record.paused, record.vouched):
+            self._world.wake("turn")  # a person has said something that changes what is decided
         self._looked, self._version, self.record = True, version, record
         self._had_record = self._had_record or record is not None
         if self.nodes:
@@ -4799,21 +4950,28 @@ class OwnNode:
         if self.ended:
             return None
         self._guard()
-        before, report = self._records.report, self._look()
+        read_at, record = self._lease.read_at, self._lease.record
+        before, report = self._records.report, self._look(record)
         self._listed_at = self._world.now()
+        if record is None or report.gate and report.gate.pair >= record.pair:
+            self._records.raised_at = read_at
         self._records.report = report
         self._records.fence.known = report.mains
         if before is None or self._essence(before) != self._essence(report):
             self._world.wake("heartbeat")
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
 
-    def _look(self) -> NodeReport:
-        record, node = self._lease.record, self._configuration.node_name
-        if record is None or not record.instance:
-            report: NodeReport = self._nodes.look([node])[node]
-        else:
-            report = self._nodes.query_own(Stamp(record.cluster, record.pair, record.instance))
-        return report
+    def _look(self, record: Optional[ClusterRecord]) -> NodeReport:
+        node, before = self._configuration.node_name, self._records.report
+        if record is None:
+            looked: NodeReport = self._nodes.look([node])[node]
+            return looked
+        # Where nobody holds the lease the gate keeps its instance, or gets a name that nobody has.
+        held = before.gate if before else None
+        instance = record.instance or (
+            held.instance if held and held.pair == record.pair else "nobody")
+        asked: NodeReport = self._nodes.query_own(Stamp(record.cluster, record.pair, instance))
+        return asked
 
     @staticmethod
     def _essence(report: NodeReport) -> Tuple[Any, ...]:
@@ -5009,6 +5167,26 @@ class Observation(NamedTuple):
             words += "; " + self._silence(facts)
         return "{}: {}".format(node, words)
 
+    def to_text(self) -> str:
+        """This observation as one line of JSON, from which `from_text` makes it again exactly."""
+        return json.dumps({"format": OBSERVATION_FORMAT, "observation": _to_plain(self)})
+
+    @classmethod
+    def from_text(cls, text: str) -> "Observation":
+        """Read a saved observation. Raises ConfigurationError for what is none."""
+        try:
+            fields = json.loads(text)
+            if fields["format"] != OBSERVATION_FORMAT:
+                raise ConfigurationError("the observation has format {}, and this version of asfc "
+                                         "knows format {}".format(fields["format"],
+                                                                  OBSERVATION_FORMAT))
+            found = _from_plain(fields["observation"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigurationError("this is no observation that asfc saved: {!r}".format(error))
+        if not isinstance(found, cls):
+            raise ConfigurationError("this is no observation that asfc saved")
+        return found
+
     @staticmethod
     def _silence(facts: NodeFacts) -> str:
         if facts.job_moves:
@@ -5017,6 +5195,37 @@ class Observation(NamedTuple):
             return "it has made no promise to fence itself"
         return "silent for {:.0f} s, and within {:.1f} s (x {:g}) it has fenced itself".format(
             facts.silent_s, facts.promise_s, CLOCK_RATE_LIMIT)
+
+
+OBSERVATION_FORMAT = 1
+_SAVED: Dict[str, Any] = {kind.__name__: kind for kind in (
+    Observation, ClusterRecord, StartMade, FailedNode, Vouch, NodeReport, Gate, Pair, Intent,
+    Process, Attempt, HealthSign, NodeFacts)}
+
+
+def _to_plain(value: Any) -> Any:
+    """A value for JSON: each object in it has one key, the kind of what it holds."""
+    if hasattr(value, "_fields"):
+        return {type(value).__name__: {name: _to_plain(getattr(value, name))
+                                       for name in value._fields}}
+    if isinstance(value, frozenset):
+        return {"frozenset": sorted(value)}
+    if isinstance(value, dict):
+        return {"mapping": {key: _to_plain(one) for key, one in value.items()}}
+    return [_to_plain(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _from_plain(plain: Any) -> Any:
+    """What `_to_plain` was given. Raises KeyError, TypeError or ValueError for anything else."""
+    if isinstance(plain, list):
+        return tuple(_from_plain(one) for one in plain)
+    if not isinstance(plain, dict):
+        return plain
+    (kind, held), = plain.items()
+    if kind == "frozenset":
+        return frozenset(held)
+    fields = {name: _from_plain(one) for name, one in held.items()}
+    return fields if kind == "mapping" else _SAVED[kind](**fields)
 
 
 class ChangeRecord(NamedTuple):
@@ -5049,6 +5258,25 @@ class RaiseTerm(NamedTuple):
     above: Pair
 
 
+def action_in_words(action: Any) -> str:
+    """An action for people, to come after "would"."""
+    if isinstance(action, StartScheduler):
+        return "start the scheduler on {} ({})".format(action.node, action.proof)
+    if isinstance(action, StopScheduler):
+        return "stop the scheduler on {}{} ({})".format(
+            action.node, ", all but pid {}".format(action.keep.pid) if action.keep else "",
+            action.why)
+    if isinstance(action, FenceNode):
+        return "run fence_command for {} ({})".format(action.node, action.why)
+    if isinstance(action, RaiseTerm):
+        return "take a term above {}".format(action.above)
+    changes = ["{} = {}".format(name, ", ".join(str(getattr(one, "node", one)) for one in value)
+                                or None if isinstance(value, tuple) else value)
+               for name, value in sorted(action.fields.items())]
+    return "change the record: {}{}".format("; ".join(changes),
+                                            ", in a new move" if action.new_move else "")
+
+
 class Decision(NamedTuple):
     """One sentence that says what is done and why, and the actions, done in order."""
     sentence: str
@@ -5060,7 +5288,7 @@ class Decision(NamedTuple):
 
 def decide(observation: Observation, configuration: Any) -> Decision:
     """What the active controller does now. A pure function: no clock, no I/O, no memory."""
-    for rule in (raise_term_above_what_nodes_heard, do_nothing_while_paused,
+    for rule in (do_nothing_while_paused, raise_term_above_what_nodes_heard,
                  admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
                  end_starts_that_failed, leave_a_silent_node, fence_an_unknown_node,
                  wait_for_unknown_nodes, judge_dead_attempt, stop_remnants, choose_another_node):
@@ -5071,6 +5299,16 @@ def decide(observation: Observation, configuration: Any) -> Decision:
 
 
 # -- before all
+
+
+def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """Paused: heartbeats go on, and nothing is started, stopped or fenced."""
+    if not seen.record.paused:
+        return None
+    running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
+    return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
+        seen.record.paused, ", ".join(running) or "no node that is known"),
+        attempt_over="paused" if seen.attempt else "")
 
 
 def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -5090,15 +5328,6 @@ def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> 
     return Decision("the metadata (term {}) is older than the cluster: {}. Was it restored from a "
                     "backup? Every node becomes possible".format(record.pair, who),
                     (RaiseTerm(above),), 0.0)
-
-
-def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[Decision]:
-    """Paused: heartbeats go on, and nothing is started, stopped or fenced."""
-    if not seen.record.paused:
-        return None
-    running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
-    return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
-        seen.record.paused, ", ".join(running) or "no node that is known"))
 
 
 # -- a scheduler runs somewhere
@@ -5257,7 +5486,10 @@ def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decis
             and not seen.facts.get(assigned, NO_FACTS).fence_failed:
         return None  # that goes first: it is worth more than silence
     chosen = choose_node(seen, configuration, seen.record.failed)
-    return move_to(seen, chosen, {}) if chosen else None
+    if chosen:
+        return move_to(seen, chosen, {})
+    return Decision("waiting: no other node answers that a scheduler could be started on; {}"
+                    .format(seen.reason(assigned)), healthy=False)
 
 
 def fence_an_unknown_node(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -5493,7 +5725,7 @@ class SignsOfLife:
     """
     FENCE_RETRY_S = 60.0   # a fence_command that failed is tried again after this
 
-    def __init__(self, world: World, configuration: Any, lease: Lease, records: NodeRecords,
+    def __init__(self, world: World, configuration: Any, lease: Any, records: Any,
                  jobs: JobWatch) -> None:
         self._world = world
         self._configuration = configuration
@@ -5635,7 +5867,8 @@ class FailoverController:
         self._last_check = ""                # the last words of checks and starts, for alerts
         self._life = SignsOfLife(world, configuration, self.lease, self.records, self.jobs)
         self._raises = 0                     # of the term, in this reign
-        self._reports: Dict[str, NodeReport] = {}
+        self._reports: Dict[str, NodeReport] = {}      # as of the last observation
+        self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
         self._runs = False                   # whether the scheduler ran at the last turn
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
 
@@ -5744,6 +5977,8 @@ class FailoverController:
         self._note_whether_it_runs(seen)
         self._tell_of_nodes_that_stay(seen)
         decision = decide(seen, self._configuration)
+        if decision.sentence != self._sentence and self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("observation: %s", seen.to_text())
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
         self._count_round(decision, seen)
@@ -5791,6 +6026,7 @@ class FailoverController:
         now, node = self._world.now(), record.active_scheduler_node
         alive_s = self._follow_process(now, node, known.get(node or ""))
         facts = {name: self._life.facts(name, stamp.pair) for name in names}
+        self._versions = {name: fact.version for name, fact in facts.items()}
         return Observation(
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
             self._attempt, self._sign(), alive_s,
@@ -5920,7 +6156,8 @@ class FailoverController:
 
     def _change_record(self, action: ChangeRecord, seen: ClusterRecord) -> bool:
         def change(record: ClusterRecord) -> Optional[ClusterRecord]:
-            if (record.pair, record.possible_nodes) != (seen.pair, seen.possible_nodes):
+            if record.paused or (record.pair, record.possible_nodes, record.vouched) != (
+                    seen.pair, seen.possible_nodes, seen.vouched):
                 return None  # decided on another record: look again
             return record._replace(move=record.move + int(action.new_move), **action.fields)
         try:
@@ -5928,10 +6165,36 @@ class FailoverController:
         except MetadataError as error:
             self._log.warning("the cluster record could not be written, nothing is done: %s", error)
             return False
-        if won and set(action.fields.get("possible_nodes", seen.possible_nodes)) \
-                != set(seen.possible_nodes) or action.new_move:
+        kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
+        if won and (kept != set(seen.possible_nodes) or action.new_move):
             self._post(self._sentence)
-        return won
+        return won and not self._has_come_back(set(seen.possible_nodes) - kept)
+
+    def _has_come_back(self, left: Set[str]) -> bool:
+        """Whether a node that was left for its silence has written its record meanwhile.
+
+        That controller, just thawed, read before this write that its node is possible, so its
+        scheduler lives. One of the two sees the other's write, for each reads after its own.
+        """
+        views = self.records.views
+        back = tuple(sorted(node for node in left if node in views
+                            and views[node].version != self._versions.get(node)
+                            and not self._said_stopped(node)))
+        if not back:
+            return False
+        self._log.warning("%s has come back at the last moment: it is a possible node again",
+                          ", ".join(back))
+        try:
+            self.lease.update(lambda record: record._replace(
+                move=record.move + 1, possible_nodes=back + tuple(
+                    node for node in record.possible_nodes if node not in back)))
+        except MetadataError as error:
+            self._log.warning("that could not be written: %s", error)
+        return True
+
+    def _said_stopped(self, node: str) -> bool:
+        report = self._reports.get(node)
+        return bool(report and report.answered and report.state == STOPPED)
 
     def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
         sign = self._sign()
@@ -6014,6 +6277,134 @@ class FailoverController:
             "Last answers of the nodes:", self._last_check or "none yet", ""])
 
 
+class DryRun:
+    """Decides each poll as if it were the active controller, and only tells what it would do.
+
+    It reads the metadata and asks the nodes with a verb's look. So it changes no gate, takes no
+    lease and writes no record; it may run beside the controllers. What it can't see is what an
+    active controller remembers: a start that is being watched, remnants that were stopped.
+    """
+
+    def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, log: Any,
+                 jobs: Optional[Any] = None, path: Optional[str] = None) -> None:
+        self.record: Optional[ClusterRecord] = None
+        self.views: Dict[str, NodeView] = {}   # this and the next are read by SignsOfLife
+        self.read_at = 0.0
+        self.health = HealthWatch(world, configuration, log)
+        self.jobs = JobWatch(world, configuration, jobs, log)
+        self._world = world
+        self._configuration = configuration
+        self._metadata = metadata
+        self._nodes = nodes
+        self._log = log
+        self._path = path                      # of the file for the last observation
+        self._life = SignsOfLife(world, configuration, self, self, self.jobs)
+        self._seen_version: Optional[int] = None
+        self._seen_at = world.now()            # when this version of the record was first seen
+        self._main: Tuple[Tuple[Any, ...], float] = ((), 0.0)
+        self._told: Tuple[str, ...] = ()
+        self._stop_asked = ""
+
+    def run(self) -> None:
+        """Run until a signal asks to stop."""
+        self._world.on_stop_signal(self.stop)
+        self._world.run_loops({"turn": self.turn, "health": self.health.step,
+                               "jobs": self.jobs.step}, awaited=("turn",))
+
+    def stop(self, why: str) -> None:
+        self._stop_asked = why
+        self.health.ended = self.jobs.ended = True
+        for loop in ("turn", "health", "jobs"):
+            self._world.wake(loop)
+
+    def turn(self) -> Optional[float]:
+        """Observe, decide and tell; returns the seconds until the next turn, None at the end."""
+        if self._stop_asked:
+            return None
+        began = self._world.now()
+        try:
+            seen = self.observe()
+        except MetadataError as error:
+            self._tell(("the metadata service failed: {}".format(error),), logging.WARNING)
+            return self._configuration.retry_interval_s
+        decision = decide(seen, self._configuration)
+        self._tell((decision.sentence,) + tuple(
+            "would " + action_in_words(action) for action in decision.actions),
+            logging.WARNING if decision.healthy is False else logging.INFO)
+        self._save(seen)
+        return max(0.0, self._configuration.poll_frequency - (self._world.now() - began))
+
+    def observe(self) -> Observation:
+        """What the active controller would see now. Raises MetadataError."""
+        sent_at = self._world.now()
+        records: Mapping[str, Record] = self._metadata.read_all()
+        self.read_at = sent_at
+        self._take_in(records)
+        record = self._record_to_judge()
+        names = sorted(set(self._configuration.scheduler_nodes_in_cluster)
+                       | set(record.possible_nodes))
+        stamp = Stamp(record.cluster, record.pair, record.instance)
+        reports = {name: self._life.best_report(self._as_if_gated(report, stamp), stamp)
+                   for name, report in self._nodes.look(names).items()}
+        now = self._world.now()
+        record = record._replace(clock_s=record.clock_s + now - self._seen_at)
+        return Observation(
+            now, record, record.instance, reports, None,
+            best_sign(self.jobs.sign(), self.health.sign()),
+            self._alive_s(now, reports.get(record.active_scheduler_node or "")), frozenset(),
+            {name: self._life.facts(name, stamp.pair) for name in names})
+
+    def _take_in(self, records: Mapping[str, Record]) -> None:
+        now, found = self._world.now(), records.get(CLUSTER)
+        for name, one in records.items():
+            node = name[len(NODE_PREFIX):]
+            view = view_of(one, self.views.get(node), now) if name.startswith(NODE_PREFIX) else None
+            if view:
+                self.views[node] = view
+        self.record = ClusterRecord.from_text(found.value) if found else None
+        if found and found.version != self._seen_version:
+            self._seen_version, self._seen_at = found.version, now
+
+    def _record_to_judge(self) -> ClusterRecord:
+        """The record; before there is one, and after it was cleared, every node is possible."""
+        record = self.record or ClusterRecord(cluster="none", term=1, instance="dry-run")
+        if record.possible_nodes:
+            return record
+        known = list(self._configuration.scheduler_nodes_in_cluster) + sorted(self.views)
+        return record._replace(possible_nodes=tuple(collections.OrderedDict.fromkeys(known)))
+
+    @staticmethod
+    def _as_if_gated(report: NodeReport, stamp: Stamp) -> NodeReport:
+        """An answer to a look, taken for one to a query: with the node's gate at our pair."""
+        if not report.answered or report.refused:
+            return report
+        return report._replace(gate=Gate(stamp.pair, stamp.instance, stamp.cluster, report.node))
+
+    def _alive_s(self, now: float, report: Optional[NodeReport]) -> float:
+        if not report or report.state != RUNNING:
+            return 0.0
+        main = (report.node,) + tuple(process[:2] for process in report.mains[:1])
+        if main != self._main[0]:
+            self._main = (main, now)
+        return now - self._main[1]
+
+    def _tell(self, sentences: Tuple[str, ...], level: int) -> None:
+        """Log what is decided when it has changed; a quiet poll is silent at INFO."""
+        level = logging.DEBUG if sentences == self._told else level
+        self._told = sentences
+        for sentence in sentences:
+            self._log.log(level, "dry run: %s", sentence)
+
+    def _save(self, seen: Observation) -> None:
+        if not self._path:
+            return
+        try:
+            self._world.write_text(self._path, seen.to_text() + "\n", durable=False)
+        except OSError as error:
+            self._log.error("the observation can't be written to %s: %s", self._path,
+                            error.strerror or error)
+
+
 ###############################################################################
 # The demo ####################################################################
 ###############################################################################
@@ -6083,12 +6474,10 @@ class Demo:
     def play(self) -> bool:
         """The whole play; whether everything came as it should."""
         self.lay_out()
-        for node in "ab":
-            self.start_controller(node)
-        if not self.wait_for("] active in term 1", 15):
+        self.start_controller("a")
+        if not self.wait_for("[a term 1] active in term 1", 15):
             return False
-        active = self.lines[self.read - 1][1]
-        standby = "b" if active == "a" else "a"
+        self.start_controller("b")
         if not self.wait_for("the scheduler runs on a", 15):
             return False
         self.tell("kill -9 of the scheduler on a")
@@ -6096,10 +6485,10 @@ class Demo:
         if not self.wait_for("started on a", 15) \
                 or not self.wait_for("the scheduler runs on a", 15):
             return False
-        self.tell("kill -9 of the active controller, on {}; the scheduler lives on".format(active))
+        self.tell("kill -9 of the active controller, on a; the scheduler lives on")
         scheduler = self.pid_on("a")
-        self.controllers[active].kill()
-        if not self.wait_for("[{} term 2] active in term 2".format(standby), 20) \
+        self.controllers["a"].kill()
+        if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a") \
                 or self.pid_on("a") != scheduler:
             return False
         self.tell("Airflow on a is broken, and its scheduler is killed")
@@ -6135,6 +6524,22 @@ class Demo:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
             universal_newlines=True)
         threading.Thread(target=self.follow, args=(child,), daemon=True).start()
+
+    def start_again(self, node: str) -> bool:
+        """Have the controller back on its node: without one, the node takes no starts."""
+        fence = os.path.join(self.directory, node, ".asfc", "fence")
+        deadlines = {World().read_text(fence)}
+        self.start_controller(node)
+        if not self.wait_for("[{} term 2] standby: ".format(node), 15):
+            return False
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            deadlines.add(World().read_text(fence))
+            if len(deadlines) > 3:  # renewed a few times, so the active one has read of it
+                return True
+            time.sleep(0.05)
+        self.tell("the promise of {} to fence itself was not renewed".format(node))
+        return False
 
     def follow(self, child: subprocess.Popen) -> None:
         """Print what a controller logs, as it comes."""
@@ -6206,8 +6611,9 @@ def verb_demo(world: World, arguments: Any) -> int:
     """Show on this one machine, without Airflow and without root, what asfc does.
 
     Two controllers with a SQLite file and a stand-in scheduler run in a temporary directory. The
-    scheduler is killed, then the active controller, then the start is broken on one node. A
-    timeline is printed; it takes less than a minute and leaves nothing behind.
+    scheduler is killed, then the active controller, which joins again as a standby; then the start
+    is broken on one node. A timeline is printed; it takes less than a minute and leaves nothing
+    behind.
     """
     import shutil
     import tempfile
@@ -6315,24 +6721,69 @@ def verb_metadata(world: World, arguments: Any) -> int:
     """
     configuration = load_configuration(world, arguments)
     records = metadata_service(world, configuration).read_all()
-    found = records.get(CLUSTER)
-    record = ClusterRecord.from_text(found.value) if found else None
-    now = world.utc_text()
+    record, nodes, now = cluster_record(records), node_records(records), world.utc_text()
+    differ = [sentence for _, other in nodes.values() for sentence in differences(
+        common_settings(configuration), other, "this host")]
+    worst = worst_cases(configuration)
     if arguments.json:
-        fields: Dict[str, Any] = collections.OrderedDict([
-            ("active_failover_node", record.holder or None if record else None),
-            ("active_scheduler_node", record.active_scheduler_node if record else None),
-            ("last_failover_heartbeat", record.heartbeat_at or None if record else None),
-            ("current_timestamp", now), ("version", found.version if found else None)])
-        if record:
-            fields["cluster"] = dict(json.loads(record.to_text()))
-        print(json.dumps(fields, indent=2))
+        print(json.dumps(metadata_fields(records, now, differ, worst), indent=2))
         return 0
-    print_metadata(record, now)
+    print_metadata(record, now, nodes)
+    for sentence in differ:
+        print("differs: " + sentence)
+    print("{}\nat the longest, with the configuration of this host (s: the scheduler's own "
+          "start):".format(RULER))
+    for case in worst:
+        print("  {}".format(case))
     return 0
 
 
-def print_metadata(record: Optional[ClusterRecord], now: str) -> None:
+def cluster_record(records: Mapping[str, Record]) -> Optional[ClusterRecord]:
+    """The record `cluster`, None before there is one. Raises MetadataError for a newer one."""
+    found = records.get(CLUSTER)
+    return ClusterRecord.from_text(found.value) if found else None
+
+
+def node_records(records: Mapping[str, Record]) -> "Dict[str, Tuple[int, NodeRecord]]":
+    """All nodes' records that can be understood, with their versions, by the nodes' names."""
+    found: Dict[str, Tuple[int, NodeRecord]] = collections.OrderedDict()
+    for name, one in sorted(records.items()):
+        record = NodeRecord.from_text(one.value) if name.startswith(NODE_PREFIX) else None
+        if record:
+            found[name[len(NODE_PREFIX):]] = (one.version, record)
+    return found
+
+
+def history_events(records: Mapping[str, Record]) -> List[HistoryEvent]:
+    found = records.get(HISTORY)
+    return HistoryEvent.all_from_text(found.value) if found else []
+
+
+def metadata_fields(records: Mapping[str, Record], now: str, differ: Sequence[str],
+                    worst: Sequence[WorstCase]) -> Dict[str, Any]:
+    """All that is known, for scripts."""
+    record = cluster_record(records)
+    fields: Dict[str, Any] = collections.OrderedDict([
+        ("active_failover_node", record.holder or None if record else None),
+        ("active_scheduler_node", record.active_scheduler_node if record else None),
+        ("last_failover_heartbeat", record.heartbeat_at or None if record else None),
+        ("current_timestamp", now),
+        ("version", records[CLUSTER].version if record else None)])
+    if record:
+        fields["cluster"] = dict(json.loads(record.to_text()), vouched=[
+            dict(vouch._asdict()) for vouch in record.vouched])
+    fields["nodes"] = {node: dict(json.loads(one.to_text()), record_version=version,
+                                  silence_s=None if one.promise_s is None
+                                  else silence_s(one.promise_s))
+                       for node, (version, one) in node_records(records).items()}
+    fields["differences"] = list(differ)
+    fields["worst_cases"] = [dict(case._asdict()) for case in worst]
+    fields["history"] = [dict(event._asdict()) for event in history_events(records)]
+    return fields
+
+
+def print_metadata(record: Optional[ClusterRecord], now: str,
+                   nodes: Mapping[str, Tuple[int, NodeRecord]]) -> None:
     """The original's four lines with their labels, then the rest for people."""
     print("{0}\nMetadata of asfc\n{0}".format(RULER))
     print("active_failover_node: {}".format(record.holder or None if record else None))
@@ -6343,7 +6794,12 @@ def print_metadata(record: Optional[ClusterRecord], now: str) -> None:
         return
     print("{}\ncluster: {}\nterm: {}\nmove: {}".format(
         RULER, record.cluster, record.term, record.move))
+    print("paused: {}".format(record.paused or None))
     print("possible_nodes: {}".format(", ".join(record.possible_nodes) or None))
+    for vouch in record.vouched:
+        lapsed = vouch.version != nodes.get(vouch.node, (None,))[0]
+        print("vouched: {}, {}{}".format(
+            vouch.node, vouch.by, "; lapsed, for its record has changed" if lapsed else ""))
     print("heartbeat_timeout: {:g} s".format(record.heartbeat_timeout))
     for failed in record.failed:
         left_s = failed.until_s - record.clock_s
@@ -6351,6 +6807,47 @@ def print_metadata(record: Optional[ClusterRecord], now: str) -> None:
               "more".format(left_s) if left_s > 0 else "may be tried again"))
     print("starts: {}".format(", ".join("{} {:.0f} s ago".format(
         start.node, record.clock_s - start.at_s) for start in record.starts[-5:]) or None))
+    print(RULER)
+    for node, (_, one) in nodes.items():
+        print("node {}: {}".format(node, node_in_words(one)))
+
+
+def node_in_words(record: NodeRecord) -> str:
+    """What a node's record says, for people."""
+    promise = "promises nothing: {}".format(record.no_promise or "its controller is older") \
+        if record.promise_s is None else \
+        "fences itself within F = {:g} s, so W = {:g} s of silence are proof".format(
+            record.promise_s, round(silence_s(record.promise_s), 2))
+    return "{}, {}; {}; asfc {}; written at {}{}".format(
+        record.state, record.reason, promise, record.version, record.written_at,
+        record.fenced and "; last fenced: " + record.fenced)
+
+
+def verb_history(world: World, arguments: Any) -> int:
+    """Print what happened: when, which node's controller tells it, its term and move, what and why.
+
+    A start tells its proof that no other scheduler ran. Where one runs again, the measured time
+    without a scheduler stands there. The last 200 events are kept. With --json a list of objects,
+    with --last N the last N events.
+    """
+    configuration = load_configuration(world, arguments)
+    events = history_events(metadata_service(world, configuration).read_all())
+    if arguments.last is not None:
+        events = events[-arguments.last:] if arguments.last else []
+    if arguments.json:
+        print(json.dumps([dict(event._asdict()) for event in events], indent=2))
+        return 0
+    for event in events:
+        print("{}  {:<6} {}  {}".format(
+            event.at, str(Pair(event.term, event.move)), event.node, event.what))
+        for label, words in (("why", event.why), ("proof", event.proof)):
+            if words:
+                print("{:>33} {}".format(label + ":", words))
+        if event.without_scheduler_s is not None:
+            print("{:>33} {:.1f} s without a scheduler".format("time:", event.without_scheduler_s))
+    if not events:
+        print("No event has been written down.")
+    return 0
 
 
 def verb_clear_metadata(world: World, arguments: Any) -> int:
@@ -6369,6 +6866,202 @@ def verb_clear_metadata(world: World, arguments: Any) -> int:
                                                     record.heartbeat_at))
     metadata.clear()
     print("The metadata is cleared." if found else "There was no metadata.")
+    return 0
+
+
+# -- what a person says to the cluster
+
+
+def verb_confirm_dead(world: World, arguments: Any) -> int:
+    """Vouch that an unreachable node is powered off, so its scheduler may be started elsewhere.
+
+    WARNING: if a scheduler still runs there, there will be two. It is asked twice, unless --yes is
+    given. Refused when the node is not a possible node, when it answers, or when its own controller
+    still writes its record. The word lapses when the node is seen again.
+    """
+    configuration = load_configuration(world, arguments)
+    confirm_dead(world, configuration, metadata_service(world, configuration),
+                 Nodes(world, configuration), arguments.node, arguments.yes)
+    return 0
+
+
+def confirm_dead(world: World, configuration: Any, metadata: MetadataService, nodes: Any, node: str,
+                 is_sure: bool) -> None:
+    """Write a person's word that a node is off. Raises RefusedError when something speaks against.
+
+    Its own record must stand still from the first read to the write: for a heartbeat at least.
+    """
+    began, records = world.now(), metadata.read_all()
+    cluster = possible_node(cluster_record(records), node)
+    watched, known = records.get(NODE_PREFIX + node), node_records(records).get(node)
+    if watched and not known:
+        raise RefusedError("the record of {} was written by a newer version of asfc: use that "
+                           "version".format(node))
+    report = nodes.look([node])[node]
+    if report.answered:
+        raise RefusedError("{} answers, so it is not off: {}, {}".format(
+            node, report.state, report.reason))
+    if not is_sure:
+        ask_twice(world, node, report.reason, known[1] if known else None)
+    left_s = watch_s(configuration, records) - (world.now() - began)
+    if left_s > 0:
+        print("watching for {:.0f} s whether {} writes its record".format(left_s, node), flush=True)
+        world.sleep(left_s)
+    by = "{} confirmed at {} that it is powered off".format(person(world), world.utc_text())
+    vouch = Vouch(node, watched.version if watched else None, by)
+
+    def vouched(records: Mapping[str, Record]) -> Optional[ClusterRecord]:
+        record = possible_node(cluster_record(records), node)
+        now = records.get(NODE_PREFIX + node)
+        if (now.version if now else None) != vouch.version:
+            raise RefusedError("{} is not off: its controller writes its record".format(node))
+        return record._replace(vouched=tuple(
+            one for one in record.vouched if one.node != node) + (vouch,))
+    cluster = metadata.change_cluster(vouched) or cluster
+    note_in_history(world, configuration, metadata, cluster, node + " was confirmed to be off", by)
+    print("{}: {}. The active controller counts on it until {} is seen again.".format(
+        node, by, node))
+
+
+def possible_node(record: Optional[ClusterRecord], node: str) -> ClusterRecord:
+    """The record, if a scheduler may be alive on the node. Raises RefusedError if none may."""
+    if record is None or node not in record.possible_nodes:
+        known = ", ".join(record.possible_nodes) if record else ""
+        raise RefusedError("{} is not a possible node (those are: {}), so nobody waits for "
+                           "it".format(node, known or "none"))
+    return record
+
+
+def watch_s(configuration: Any, records: Mapping[str, Record]) -> float:
+    """i + c_m + r: a controller that lives writes its record within that; of the longest h."""
+    cluster = cluster_record(records)
+    timeouts = [configuration.heartbeat_timeout] + ([cluster.heartbeat_timeout] if cluster else [])
+    timeouts += [float(one.settings.get("heartbeat_timeout", 0))
+                 for _, one in node_records(records).values()]
+    return max(timeouts) / 10 + min(3.0, max(timeouts) / 10) + RETRY_INTERVAL_S
+
+
+def ask_twice(world: World, node: str, reason: str, record: Optional[NodeRecord]) -> None:
+    """Have a person confirm that a node is off. Raises RefusedError for anything but that."""
+    print("{} does not answer: {}".format(node, reason))
+    print("Its own controller last wrote: {}".format(
+        node_in_words(record) if record else "nothing, ever"), flush=True)
+    sure = world.ask("If a scheduler still runs on {0}, there will be two. Is {0} powered off, for "
+                     "certain? [yes/no] ".format(node))
+    if sure is None:
+        raise RefusedError("there is no terminal to ask on whether {} is off for certain: use "
+                           "--yes to say so".format(node))
+    if sure.lower() not in ("yes", "y") \
+            or world.ask("Type the name of the node that is powered off: ") != node:
+        raise RefusedError("{} was not confirmed to be off: nothing was written".format(node))
+
+
+def person(world: World) -> str:
+    return "{} on {}".format(world.user_name(), world.host_name())
+
+
+def note_in_history(world: World, configuration: Any, metadata: MetadataService,
+                    record: ClusterRecord, what: str, why: str) -> None:
+    """Add what a verb has done to the history; it is done, so a failure is only told."""
+    try:
+        metadata.add_to_history(HistoryEvent(
+            world.utc_text(), configuration.node_name, record.term, record.move, what, why))
+    except MetadataError as error:
+        print("asfc: the history was not written: {}".format(error), file=sys.stderr)
+
+
+def verb_pause(world: World, arguments: Any) -> int:
+    """Have asfc start, stop and fence nothing until `resume`; the controllers run on.
+
+    That there are never two schedulers is the operator's business meanwhile. Returns when every
+    controller that lives has taken its promise back to fence itself, or with status 1 when one has
+    not done so within the heartbeat timeout.
+    """
+    configuration = load_configuration(world, arguments)
+    return pause(world, configuration, metadata_service(world, configuration), arguments.reason)
+
+
+def pause(world: World, configuration: Any, metadata: MetadataService, reason: str) -> int:
+    """Write that asfc is paused, and wait until nothing is fenced any more. Exit status 0 or 1."""
+    words = "by {} at {}{}".format(person(world), world.utc_text(), reason and ": " + reason)
+
+    def paused(records: Mapping[str, Record]) -> Optional[ClusterRecord]:
+        record = cluster_record(records)
+        if record is None:
+            raise RefusedError("there is nothing to pause: no controller has ever been active")
+        return None if record.paused else record._replace(paused=words)
+    record = metadata.change_cluster(paused)
+    if record:
+        note_in_history(world, configuration, metadata, record, "paused", words)
+        print("asfc is paused: it starts, stops and fences nothing until `resume`.", flush=True)
+    else:
+        before = cluster_record(metadata.read_all())
+        print("asfc is paused already, {}.".format(before.paused if before else "?"), flush=True)
+    bound, lost = wait_for_promises(world, configuration, metadata)
+    for node in lost:
+        print("{} has not taken back its promise, and its controller does not write: if that "
+              "lives, cut off from the metadata, it still ends a scheduler there.".format(node))
+    if bound:
+        print("asfc: not taken back yet: the promise of {} to fence itself. Call pause again to "
+              "wait for it".format(", ".join(bound)), file=sys.stderr)
+    return 1 if bound else 0
+
+
+def wait_for_promises(world: World, configuration: Any,
+                      metadata: MetadataService) -> Tuple[List[str], List[str]]:
+    """Wait, up to h, until no controller that lives promises to fence its node.
+
+    Returns the nodes that still do, and those whose controllers have not written meanwhile. It
+    takes a heartbeat at least: what a controller that has not read of the pause yet sends may come
+    late.
+    """
+    began, told = world.now(), ""
+    views: Dict[str, NodeView] = {}
+    while True:
+        now, records = world.now(), metadata.read_all()
+        fresh_s = watch_s(configuration, records)
+        for node, (version, record) in node_records(records).items():
+            if node not in views or views[node].version != version:
+                views[node] = NodeView(record, version, now, True)
+        promising = [node for node in views if views[node].record.promise_s is not None]
+        lost = [node for node in promising if now - views[node].changed_at > fresh_s]
+        bound = [node for node in promising if node not in lost]
+        if not bound and now - began > fresh_s or now - began > configuration.heartbeat_timeout:
+            return bound, lost
+        if bound and told != ", ".join(bound):
+            told = ", ".join(bound)
+            print("waiting until the promise to fence itself is taken back by: " + told, flush=True)
+        world.sleep(RETRY_INTERVAL_S)
+
+
+def verb_resume(world: World, arguments: Any) -> int:
+    """Have asfc work again after `pause`.
+
+    Schedulers may have been started anywhere meanwhile. So every known node is a possible one: each
+    has to answer, or to prove otherwise that none runs there, before one is started.
+    """
+    configuration = load_configuration(world, arguments)
+    return resume(world, configuration, metadata_service(world, configuration))
+
+
+def resume(world: World, configuration: Any, metadata: MetadataService) -> int:
+    """End a pause; where the scheduler may run is asked anew, the assigned node stays the last."""
+    def resumed(records: Mapping[str, Record]) -> Optional[ClusterRecord]:
+        record = cluster_record(records)
+        if record is None or not record.paused:
+            return None
+        known = record.possible_nodes + configuration.scheduler_nodes_in_cluster + tuple(
+            sorted(name[len(NODE_PREFIX):] for name in records if name.startswith(NODE_PREFIX)))
+        last = (record.active_scheduler_node,) if record.active_scheduler_node else ()
+        nodes = tuple(node for node in collections.OrderedDict.fromkeys(known) if node not in last)
+        return record._replace(paused="", move=record.move + 1, vouched=(),
+                               possible_nodes=nodes + last if record.possible_nodes else ())
+    record = metadata.change_cluster(resumed)
+    if record is None:
+        print("asfc is not paused.")
+        return 0
+    note_in_history(world, configuration, metadata, record, "resumed", "by " + person(world))
+    print("asfc works again. Possible nodes: {}".format(", ".join(record.possible_nodes) or "all"))
     return 0
 
 
@@ -6394,8 +7087,15 @@ def verb_start(world: World, arguments: Any) -> int:
     """Run the failover controller in the foreground until it is stopped (SIGTERM, SIGINT, SIGHUP).
 
     It logs to the configured file and to stderr. Stopping it leaves the scheduler as it is.
+    With --dry-run it takes no lease, asks the nodes without changing anything there, and only tells
+    on stderr what the active controller would do. --save FILE then keeps the last observation, for
+    `replay`.
     """
+    if arguments.save and not arguments.dry_run:
+        raise UsageError("--save goes with --dry-run")
     configuration = load_configuration(world, arguments, need_own_name=True)
+    if arguments.dry_run:
+        return dry_run(world, configuration, arguments.save)
     log = open_log(configuration)
     state_dir = configuration.state_dir_here
     try:
@@ -6439,6 +7139,47 @@ def open_job_table(world: World, configuration: Configuration,
         return None
 
 
+def dry_run(world: World, configuration: Configuration, path: Optional[str]) -> int:
+    log = open_log(configuration, to_file=False)  # a controller may run here, with its log file
+    metadata = metadata_service(world, configuration)
+    run = DryRun(world, configuration, metadata, Nodes(world, configuration), log,
+                 open_job_table(world, configuration, log), path)
+    LogContext.of(log).lease = run
+    for line in configuration.warnings + configuration.notes:
+        log.warning(line)
+    log.info("asfc %s, dry run on %s; nodes: %s; metadata: %s", __version__,
+             configuration.node_name, ", ".join(configuration.scheduler_nodes_in_cluster),
+             metadata.describe())
+    run.run()
+    return 0
+
+
+def verb_replay(world: World, arguments: Any) -> int:
+    """Print what would be decided for an observation that `start --dry-run --save FILE` kept.
+
+    It is judged with the configuration of this host; nothing is asked and nothing is done. A
+    controller that logs at DEBUG writes its observations, too: what follows "observation: " is one.
+    """
+    configuration = load_configuration(world, arguments)
+    try:
+        text = world.read_text(arguments.file)
+    except OSError as error:
+        raise ConfigurationError("{}: {}".format(arguments.file, error.strerror))
+    if text is None:
+        raise ConfigurationError("{}: there is no such file".format(arguments.file))
+    try:
+        decision = decide(Observation.from_text(text), configuration)
+    except ConfigurationError as error:
+        raise ConfigurationError("{}: {}".format(arguments.file, error))
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise ConfigurationError("{}: no decision can be made from it, it is damaged: {!r}".format(
+            arguments.file, error))
+    print(decision.sentence)
+    for action in decision.actions:
+        print("would " + action_in_words(action))
+    return 0
+
+
 def read_own_gate(world: World, state_dir: str) -> Optional[Gate]:
     """What this node's gate holds, as the node's script keeps it; None where there is none.
 
@@ -6464,7 +7205,7 @@ class LogContext(logging.Filter):
     def __init__(self, node: str) -> None:
         super().__init__()
         self.node = node
-        self.lease: Optional[Lease] = None
+        self.lease: Any = None   # what knows the record `cluster`
 
     def filter(self, record: logging.LogRecord) -> bool:
         cluster = self.lease.record if self.lease else None
@@ -6476,30 +7217,34 @@ class LogContext(logging.Filter):
         return next(one for one in log.filters if isinstance(one, cls))
 
 
-def open_log(configuration: Configuration) -> logging.Logger:
+def open_log(configuration: Configuration, to_file: bool = True) -> logging.Logger:
     """The logger of a controller: the rotated file and stderr. Raises ConfigurationError."""
-    import logging.handlers
     logging.raiseExceptions = False  # a full disk must not fill stderr with tracebacks
     log = logging.getLogger("asfc")
     log.setLevel(configuration.logging_level)
     log.propagate = False
     log.addFilter(LogContext(configuration.node_name))
+    handlers = [open_log_file(configuration)] if to_file else []
+    for handler in handlers + [logging.StreamHandler()]:
+        handler.setFormatter(logging.Formatter(
+            "%(asctime)s %(levelname)s [%(node)s term %(term)s] %(message)s"))
+        log.addHandler(handler)
+    return log
+
+
+def open_log_file(configuration: Configuration) -> logging.Handler:
+    """The file of the log, rotated. Raises ConfigurationError."""
+    import logging.handlers
     path = os.path.join(configuration.logging_dir, configuration.logging_file_name)
     try:
         os.makedirs(configuration.logging_dir, exist_ok=True)
-        to_file = logging.handlers.TimedRotatingFileHandler(
+        return logging.handlers.TimedRotatingFileHandler(
             path, when=configuration.logs_rotate_when, encoding="utf-8",
             backupCount=configuration.logs_rotate_backup_count)
     except OSError as error:
         raise ConfigurationError("{}: section [scheduler_failover], keys logging_dir and "
                                  "logging_file_name: {}: {}; it must be a file that this user can "
                                  "write".format(configuration.path, path, error.strerror))
-    handlers: List[logging.Handler] = [to_file, logging.StreamHandler()]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(
-            "%(asctime)s %(levelname)s [%(node)s term %(term)s] %(message)s"))
-        log.addHandler(handler)
-    return log
 
 
 def load_configuration(world: World, arguments: Any, need_own_name: bool = False) -> Configuration:
@@ -6511,7 +7256,37 @@ VERBS: Dict[str, Callable[[World, Any], int]] = {
     "version": verb_version, "init": verb_init, "test_connection": verb_test_connection,
     "is_scheduler_running": verb_is_scheduler_running, "clear_metadata": verb_clear_metadata,
     "metadata": verb_metadata, "send_test_email": verb_send_test_email,
-    "get_current_host": verb_get_current_host, "start": verb_start, "demo": verb_demo}
+    "get_current_host": verb_get_current_host, "start": verb_start, "history": verb_history,
+    "confirm_dead": verb_confirm_dead, "pause": verb_pause, "resume": verb_resume,
+    "replay": verb_replay, "demo": verb_demo}
+
+_FLAG: Dict[str, Any] = {"action": "store_true", "default": False}
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]+", text):
+        raise argparse.ArgumentTypeError("{!r} is not a whole number".format(text))
+    return int(text)
+
+
+# The arguments of each verb: the name, and what argparse is told of it.
+VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
+    "metadata": (("--json", dict(_FLAG, help="one JSON object, for scripts")),),
+    "clear_metadata": (
+        ("--force", dict(_FLAG, help="also while the metadata names an active controller")),),
+    "history": (
+        ("--json", dict(_FLAG, help="a JSON list, for scripts")),
+        ("--last", {"metavar": "N", "type": _count, "default": None,
+                    "help": "only the last N events"})),
+    "confirm_dead": (
+        ("node", {"metavar": "NODE", "help": "the node that is powered off, for certain"}),
+        ("--yes", dict(_FLAG, help="ask nothing"))),
+    "pause": (("--reason", {"metavar": "TEXT", "default": "", "help": "is shown to everybody"}),),
+    "start": (
+        ("--dry-run", dict(_FLAG, help="decide and tell, and do nothing")),
+        ("--save", {"metavar": "FILE", "default": None,
+                    "help": "with --dry-run: keep the last observation there"})),
+    "replay": (("file", {"metavar": "FILE", "help": "an observation that was saved"}),)}
 
 EXIT_STATUSES = """\
 exit statuses:
@@ -6543,12 +7318,8 @@ def command_line() -> argparse.ArgumentParser:
         verb = verbs.add_parser(
             name, parents=[common], help=text.splitlines()[0], description=text, allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXIT_STATUSES)
-        if name == "metadata":
-            verb.add_argument("--json", action="store_true", default=False,
-                              help="one JSON object, for scripts")
-        if name == "clear_metadata":
-            verb.add_argument("--force", action="store_true", default=False,
-                              help="also while the metadata names an active controller")
+        for argument, words in VERB_ARGUMENTS.get(name, ()):
+            verb.add_argument(argument, **words)
     return parser
 
 

@@ -4823,10 +4823,20 @@ class VirtualWorld:
         self.cluster, self.name, self.clock = cluster, name, cluster.clock
         self.threads, self.asleep, self.woken = {}, set(), set()
         self.stop_handler = None
+        self.answers = None   # of the person at the terminal; None: there is no terminal
         self.frozen_until = 0.0
 
     def now(self):
         return self.clock.time
+
+    def sleep(self, seconds):
+        self.clock.wait(seconds)
+
+    def ask(self, question):
+        return None if self.answers is None else self.answers.pop(0)
+
+    def user_name(self):
+        return "ann"
 
     def pause(self, seconds):
         """Wait so long on the clock of this host."""
@@ -5755,7 +5765,11 @@ class NodeRecordsTest(unittest.TestCase):
         lease.expect_work(100)
         lease.beat()
         self.assertEqual(self.bench.records["node/a"].version, version)
-        lease.nodes.fence.clean = True
+        lease.nodes.fence.clean, lease.nodes.fence.clean_since = True, self.bench.time
+        lease.beat()
+        self.assertEqual(self.bench.records["node/a"].version, version)
+        # Nor before the gate was raised to what was read since then.
+        lease.nodes.raised_at = self.bench.time + 1
         lease.beat()
         self.assertEqual(self.bench.records["node/a"].version, version + 1)
 
@@ -5775,12 +5789,31 @@ class NodeRecordsTest(unittest.TestCase):
             self.assertEqual(self.bench.records["node/a"].version > version, survives)
             self.assertEqual(lease.nodes.fence.has_chance(), survives)
 
+    def test_a_thawed_controller_looks_once_more_after_its_write(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        lease.beat()
+        lease.nodes.fence.step()
+        self.bench.time += 100
+        self.bench.put(self.bench.cluster()._replace(possible_nodes=("a", "b"), holder="b"))
+        lease.nodes.fence.step()
+        apply = self.bench.apply
+
+        def shrink_just_before(write):
+            if write.name == "node/a":
+                self.bench.put(self.bench.cluster()._replace(possible_nodes=("b",)))
+            return apply(write)
+        self.bench.apply = shrink_just_before
+        lease.beat()
+        self.assertFalse(lease.nodes.fence.has_chance())
+        self.assertLess(lease.nodes.fence.deadline, self.bench.time)
+
     def test_a_stuck_main_loop_stops_the_heartbeat_but_not_the_nodes_record(self):
         lease = self.bench.controller("a")
         lease.beat()
         lease.expect_work(10)
         self.bench.time += 41
-        lease.nodes.fence.clean = True
+        lease.nodes.fence.deadline = None
         versions = [self.bench.records[name].version for name in ("cluster", "node/a")]
         lease.beat()
         self.assertEqual([self.bench.records[name].version for name in ("cluster", "node/a")],
@@ -5848,7 +5881,12 @@ class NodeRecordsTest(unittest.TestCase):
             a.nodes.post(event._replace(what=str(number)))
         a.beat()
         events = asfc.HistoryEvent.all_from_text(self.bench.records["history"].value)
-        self.assertEqual((len(events), events[-1].what), (asfc.HISTORY_LENGTH, "299"))
+        self.assertEqual(events[-1].what, "299")
+        self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
+        for number in range(20):
+            a.nodes.post(event._replace(what="long", why=str(number) * 2000))
+        a.beat()
+        self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
 
     def test_restored_metadata_makes_every_node_possible_in_a_term_above_all(self):
         a, b = self.bench.controller("a"), self.bench.controller("b")
@@ -5956,12 +5994,12 @@ class OwnNodeTest(unittest.TestCase):
         self.rounds(2, moves=False)
         self.assertEqual((sent, self.bench.sent), (1, []))
 
-    def test_without_a_holder_the_gate_is_not_touched(self):
+    def test_without_a_holder_the_gate_is_raised_all_the_same_for_nobody(self):
         self.record = self.record._replace(holder="", instance="")
         self.lease._stand_back_until = 1e9
-        self.rounds(3)
-        self.assertEqual(self.nodes.stamps, [])
-        self.assertEqual(self.bench.node("b").gate, None)
+        self.rounds(2)
+        self.assertEqual(self.nodes.stamps, [asfc.Stamp("cluster", PAIR, "nobody"),
+                                             asfc.Stamp("cluster", PAIR, "me")])
 
 
 class PromisesThatCanBeKept(unittest.TestCase):
@@ -6077,6 +6115,39 @@ def starts_at(*times):
     return tuple(asfc.StartMade("a", at) for at in times)
 
 
+# Saved by `start --dry-run --save FILE` while node a had no power and its W was over.
+SAVED_OBSERVATION = """\
+{"format": 1, "observation": {"Observation": {"alive_s": 0.0, "attempt": null, "cleaned":
+{"frozenset": []}, "facts": {"mapping": {"a": {"NodeFacts": {"asked_in_move": true,
+"fence_failed": false, "job_moves": false, "promise_s": 29.5, "record_age_s": 70.03905,
+"silent_s": 65.03124, "unanswered": 2, "version": 48}}, "b": {"NodeFacts": {"asked_in_move":
+false, "fence_failed": false, "job_moves": false, "promise_s": null, "record_age_s": 70.03905,
+"silent_s": -5.007811, "unanswered": 0, "version": 44}}, "c": {"NodeFacts": {"asked_in_move":
+false, "fence_failed": false, "job_moves": false, "promise_s": null, "record_age_s": 70.03905,
+"silent_s": -5.007811, "unanswered": 0, "version": 44}}}}, "fell_back": false, "health":
+{"HealthSign": {"heartbeat": "", "readable": false, "source": "", "unchanged_s": 0.0}},
+"instance": "4da4f9fc3c6da5d7", "now": 1210.1559999999986, "raises": 0, "record":
+{"ClusterRecord": {"alive_at_s": 120.208, "assigned": true, "cleared": false, "clock_s":
+199.13896, "cluster": "4a14876aeaff1a09", "failed": [], "heartbeat_at":
+"1129.108 s of virtual time", "heartbeat_timeout": 30.0, "holder": "a", "instance":
+"4da4f9fc3c6da5d7", "lock_id": "lock-a", "move": 1, "paused": "", "possible_nodes": ["a"],
+"started": true, "starts": [{"StartMade": {"at_s": 0.2158945, "node": "a"}}], "state_dir":
+"~/.asfc", "term": 1, "vouched": []}}, "reports": {"mapping": {"a": {"NodeReport": {"answered":
+false, "asked_at": 1205.1559999999986, "by_record": false, "directory": "", "done": "", "foreign":
+[], "gate": null, "intent": null, "mains": [], "node": "a", "output": "", "reason":
+"no answer in time", "refused": "", "remnants": [], "state": "unknown"}}, "b": {"NodeReport":
+{"answered": true, "asked_at": 1205.1559999999986, "by_record": false, "directory": "lock-b",
+"done": "", "foreign": [], "gate": {"Gate": {"cluster": "4a14876aeaff1a09", "instance":
+"4da4f9fc3c6da5d7", "node": "b", "pair": {"Pair": {"move": 1, "term": 1}}}}, "intent": null,
+"mains": [], "node": "b", "output": "", "reason": "its process list shows none", "refused": "",
+"remnants": [], "state": "stopped"}}, "c": {"NodeReport": {"answered": true, "asked_at":
+1205.1559999999986, "by_record": false, "directory": "lock-c", "done": "", "foreign": [], "gate":
+{"Gate": {"cluster": "4a14876aeaff1a09", "instance": "4da4f9fc3c6da5d7", "node": "c", "pair":
+{"Pair": {"move": 1, "term": 1}}}}, "intent": null, "mains": [], "node": "c", "output": "",
+"reason": "its process list shows none", "refused": "", "remnants": [], "state": "stopped"}}}}}}}
+"""
+
+
 class DecisionTest(unittest.TestCase):
     # name of the case: (observation, actions in words, a part of the sentence)
     CASES = {
@@ -6178,6 +6249,9 @@ class DecisionTest(unittest.TestCase):
         "silent for W: the move begins after one query without an answer": (
             observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)}),
             "possible=ab new", "moving the scheduler to b from a: no answer within 5 s; silent"),
+        "silent, and no other node answers": (
+            observed("a", {"a": "silent", "b": "silent", "c": "silent"}, facts={"a": SILENT}), "",
+            "waiting: no other node answers that a scheduler could be started on; a: no answer"),
         "silent, and not asked since the move began: the start waits": (
             observed("ab", {"a": "silent"}, facts={"a": SILENT._replace(asked_in_move=False)},
                      started=False), "", "waiting until a has been silent"),
@@ -6272,6 +6346,61 @@ class DecisionTest(unittest.TestCase):
                 unanswered=1), 1.0), (SILENT._replace(silent_s=5.0), 10.0)):
             seen = observed("ab", {"a": "silent"}, facts={"a": facts}, started=False)
             self.assertAlmostEqual(asfc.decide(seen, settings()).again_s, again_s)
+
+    def test_each_observation_is_saved_and_read_again_exactly(self):
+        for name, (seen, _, _) in self.CASES.items():
+            facts = {"a": asfc.NodeFacts(7, 29.5, 1 / 3, 2.25, 1, True), "b": asfc.NO_FACTS}
+            for one in (seen, seen._replace(facts=facts, fell_back=True, cleaned=frozenset("ab"))):
+                with self.subTest(name):
+                    text = one.to_text()
+                    again = asfc.Observation.from_text(text)
+                    self.assertEqual(again, one)
+                    for left, right in ((again.record, one.record), (again.facts, one.facts),
+                                        (again.reports, one.reports), (again[4:7], one[4:7])):
+                        self.assertEqual(repr(left), repr(right), "the kinds, too")
+                    self.assertEqual((again.to_text(), "\n" in text), (text, False))
+                    self.assertEqual(asfc.decide(again, settings()), asfc.decide(one, settings()))
+
+    def test_an_observation_that_a_dry_run_saved_is_a_test_case(self):
+        decision = asfc.decide(asfc.Observation.from_text(SAVED_OBSERVATION), settings())
+        self.assertEqual(in_words(decision), "possible=ab new")
+        self.assertIn("moving the scheduler to b from a: no answer in time; silent for 65 s, and "
+                      "within 29.5 s (x 1.1) it has fenced itself", decision.sentence)
+
+    def test_what_is_no_saved_observation_is_one_clear_error(self):
+        good = DecisionTest.CASES["all is well"][0].to_text()
+        cases = ("", "no JSON", "[]", "{}", "null", good[:-9],
+                 good.replace('"format": 1', '"format": 2'),
+                 good.replace('"instance"', '"instanze"'), good.replace('"NodeReport"', '"Popen"'),
+                 '{"format": 1, "observation": {"Pair": {"term": 1, "move": 2}}}')
+        for text in cases:
+            with self.subTest(text[:60]), self.assertRaisesRegex(
+                    asfc.ConfigurationError, "no observation that asfc saved|knows format 1"):
+                asfc.Observation.from_text(text)
+
+    def test_each_action_has_words_for_a_dry_run(self):
+        pair, process = asfc.Pair(3, 5), REMNANT
+        cases = (
+            (asfc.ChangeRecord({"possible_nodes": ("b", "a"), "started": False}, new_move=True),
+             "change the record: possible_nodes = b, a; started = False, in a new move"),
+            (asfc.ChangeRecord({"failed": FAILED_A, "vouched": ()}),
+             "change the record: failed = a; vouched = None"),
+            (asfc.StartScheduler("a", "b: off"), "start the scheduler on a (b: off)"),
+            (asfc.StopScheduler("a", "hung"), "stop the scheduler on a (hung)"),
+            (asfc.StopScheduler("a", "two", process),
+             "stop the scheduler on a, all but pid 71 (two)"),
+            (asfc.FenceNode("a", "silent"), "run fence_command for a (silent)"),
+            (asfc.RaiseTerm(pair), "take a term above 3.5"))
+        for action, words in cases:
+            self.assertEqual(asfc.action_in_words(action), words)
+
+    def test_paused_nothing_is_done_and_a_start_is_not_judged_afterwards(self):
+        for name, (seen, _, _) in self.CASES.items():
+            paused = seen._replace(record=seen.record._replace(paused="by ann"))
+            decision = asfc.decide(paused, settings())
+            self.assertEqual((decision.actions, decision.healthy), ((), None), name)
+            self.assertEqual(decision.attempt_over, "paused" if seen.attempt else "", name)
+            self.assertIn("PAUSED (by ann)", decision.sentence)
 
     def test_a_start_has_worked_when_it_lived_long_enough_or_its_heartbeat_moved(self):
         moved = asfc.HealthSign(True, "12:00:05", 1.0)
@@ -9339,6 +9468,334 @@ class DemoTest(unittest.TestCase):
 ###############################################################################
 
 
+class WorstCaseTest(unittest.TestCase):
+    def texts(self, **changes):
+        return [str(case) for case in asfc.worst_cases(settings(**changes))]
+
+    def test_the_defaults_give_the_times_of_the_protocol(self):
+        gone = "its node is powered off or cut off, with the active controller or without: "
+        self.assertEqual(self.texts(), [
+            "the scheduler dies: 23 s + s",
+            "the scheduler hangs: 50 s + its stop + s",
+            gone + "55 s + s",
+            "the active controller is lost, and a new one is active: 36 s",
+            "the active controller is lost in the middle of a restart: 62 s + s",
+            "the active controller's main loop alone sticks: all this longer by: 30 s",
+            "the active controller is stopped in order, and a new one is active: 6 s",
+            "nothing happens while the metadata is away for less than: 13 s",
+            "the metadata is away for longer: after its return: 23 s + s"])
+        self.assertIn(gone + "not before it answers or a person uses confirm_dead",
+                      self.texts(on_metadata_loss="keep"))
+        self.assertIn(gone + "112 s + s", self.texts(on_metadata_loss="keep", fence_command="off"))
+        self.assertIn(gone + "112 s + s", self.texts(fence_command="off"))
+        self.assertIn(gone + "57 s + s", self.texts(fence_command="off", fence_timeout=5.0))
+
+    def test_they_follow_the_configuration(self):
+        quick = self.texts(poll_frequency=2.0, heartbeat_timeout=10.0, heartbeat_interval_s=1.0,
+                           metadata_limit_s=1.0, acting_window_s=20 / 3, query_timeout=2.0,
+                           promise_s=14.17)
+        self.assertEqual(quick[0], "the scheduler dies: 7 s + s")
+        self.assertIn("without: 24 s + s", quick[2])
+        self.assertIn("is away for less than: 3 s", quick[7])
+
+
+class OperatorTest(unittest.TestCase):
+    """What a person says to a cluster, in virtual time and with the real controllers."""
+
+    def drive(self, play, **keys):
+        """Play on a cluster whose scheduler runs on a; returns the cluster and what was printed."""
+        cluster = VirtualCluster(5, **keys)
+
+        def whole():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            self.assertEqual((cluster.home(), cluster.active()), ("a", "a"))
+            play(cluster)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            cluster.clock.drive(whole)
+        self.assertLessEqual(cluster.most_alive, 1)
+        return cluster, said.getvalue()
+
+    @staticmethod
+    def power_off(cluster, name):
+        cluster.kill_controller(name)
+        cluster.cut.add(name)
+        cluster.models[name].mains = []
+
+    @staticmethod
+    def confirm(cluster, node, answers=None, is_sure=True):
+        world = cluster.worlds["b"]
+        world.answers = answers
+        configuration = asfc.Configuration.load(world, "/airflow.cfg")
+        asfc.confirm_dead(world, configuration, cluster.metadata,
+                          asfc.Nodes(world, configuration), node, is_sure)
+
+    @staticmethod
+    def say(cluster, verb, *words):
+        world = cluster.worlds["b"]
+        return verb(world, asfc.Configuration.load(world, "/airflow.cfg"), cluster.metadata, *words)
+
+    @staticmethod
+    def record(cluster):
+        return asfc.cluster_record(cluster.metadata.records)
+
+    @staticmethod
+    def events(cluster):
+        return [event.what for event in asfc.history_events(cluster.metadata.records)]
+
+    def test_a_node_that_promised_nothing_is_left_once_a_person_confirmed_that_it_is_off(self):
+        def play(cluster):
+            self.power_off(cluster, "a")
+            cluster.clock.wait(300)
+            self.assertEqual(cluster.home(), "")
+            self.assertIn("asfc.py confirm_dead a", "\n".join(cluster.lines))
+            active = cluster.active()
+            self.confirm(cluster, "a", ["yes", "a"], is_sure=False)
+            self.assertEqual(self.record(cluster).vouched[0][:2], (
+                "a", cluster.metadata.records["node/a"].version))
+            cluster.clock.wait(30)
+            self.assertEqual((cluster.home(), cluster.active()), ("b", active))
+        cluster, said = self.drive(play, on_metadata_loss="keep")
+        self.assertEqual(self.record(cluster).possible_nodes, ("b",))
+        self.assertIn("a was confirmed to be off", self.events(cluster))
+        self.assertRegex(said, "a: ann on b confirmed at .* that it is powered off")
+        proofs = [event.proof for event in asfc.history_events(cluster.metadata.records)]
+        self.assertTrue(any("ann on b confirmed" in proof for proof in proofs), proofs)
+
+    def test_a_word_against_the_evidence_or_without_a_clear_yes_is_refused(self):
+        def play(cluster):
+            before = self.record(cluster).vouched
+            refused = functools.partial(self.assertRaisesRegex, asfc.RefusedError)
+            with refused("c is not a possible node [(]those are: a[)]"):
+                self.confirm(cluster, "c")
+            with refused("a answers, so it is not off: running, pid"):
+                self.confirm(cluster, "a")
+            cluster.cut.add("a")      # its controller lives
+            with refused("a is not off: its controller writes its record"):
+                self.confirm(cluster, "a")
+            self.power_off(cluster, "a")
+            with refused("no terminal to ask on .* use --yes"):
+                self.confirm(cluster, "a", None, is_sure=False)
+            for answers in (["no"], [""], ["yes", "b"], ["yes", ""]):
+                with refused("nothing was written"):
+                    self.confirm(cluster, "a", answers, is_sure=False)
+            self.assertEqual(self.record(cluster).vouched, before)
+        cluster, _ = self.drive(play, on_metadata_loss="keep")
+        self.assertNotIn("a was confirmed to be off", self.events(cluster))
+
+    def test_a_record_that_changes_while_the_person_thinks_is_a_sign_of_life(self):
+        def play(cluster):
+            self.power_off(cluster, "a")
+            cluster.kill_controller("b")
+            cluster.kill_controller("c")
+            ask = cluster.worlds["b"].ask
+
+            def slow(question):
+                if "Type" in question:
+                    cluster.start_controller("a")
+                    cluster.clock.wait(30)
+                return ask(question)
+            cluster.worlds["b"].ask = slow
+            with self.assertRaisesRegex(asfc.RefusedError, "writes its record"):
+                self.confirm(cluster, "a", ["yes", "a"], is_sure=False)
+        self.drive(play, on_metadata_loss="keep")
+
+    def test_paused_nothing_is_started_stopped_or_fenced_until_resumed(self):
+        def play(cluster):
+            began = cluster.clock.time
+            self.assertEqual(self.say(cluster, asfc.pause, "new disks"), 0)
+            self.assertLess(cluster.clock.time - began, 10)
+            for _, record in asfc.node_records(cluster.metadata.records).values():
+                self.assertEqual((record.promise_s, record.no_promise), (None, "asfc is paused"))
+            self.assertEqual(self.say(cluster, asfc.pause, "again"), 0)
+            cluster.metadata.away = True
+            cluster.clock.wait(90)
+            cluster.metadata.away = False
+            self.assertEqual(cluster.home(), "a", "nobody fences itself")
+            cluster.kill_scheduler()
+            cluster.models["c"].appear()       # the operator's own
+            cluster.clock.wait(300)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 1))
+            self.assertEqual(len(cluster.active()), 1)
+            paused = self.record(cluster)
+            self.assertRegex(paused.paused, "^by ann on b at .*: new disks$")
+            self.say(cluster, asfc.resume)
+            record = self.record(cluster)
+            self.assertEqual((record.paused, record.possible_nodes, record.pair > paused.pair),
+                             ("", ("b", "c", "a"), True))
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 1), "it is adopted")
+            self.say(cluster, asfc.resume)
+            for _, record in asfc.node_records(cluster.metadata.records).values():
+                self.assertEqual(record.promise_s, 29.5)
+        cluster, said = self.drive(play)
+        self.assertEqual(self.record(cluster).possible_nodes, ("c",))
+        for words in ("asfc is paused: it starts", "is taken back by: ",
+                      "asfc is paused already, by ann on b",
+                      "asfc works again. Possible nodes: b, c, a", "asfc is not paused"):
+            self.assertIn(words, said)
+        self.assertEqual([what for what in self.events(cluster) if what in ("paused", "resumed")],
+                         ["paused", "resumed"])
+
+    def test_a_pause_does_not_wait_for_a_controller_that_is_gone(self):
+        def play(cluster):
+            cluster.kill_controller("c")
+            began = cluster.clock.time
+            self.assertEqual(self.say(cluster, asfc.pause, ""), 0)
+            self.assertLess(cluster.clock.time - began, 10)
+        _, said = self.drive(play)
+        self.assertIn("c has not taken back its promise, and its controller does not write", said)
+
+    def test_a_pause_tells_after_h_of_a_promise_that_is_not_taken_back(self):
+        bench = LeaseBench()
+        bench.records["cluster"] = asfc.Record(1, asfc.ClusterRecord("id", 1).to_text())
+        metadata = VirtualMetadata(bench)
+        metadata.records, bench.clock = bench.records, argparse.Namespace(wait=lambda seconds: None)
+
+        def sleep(seconds):   # and a controller that writes on and on
+            bench.time += seconds
+            record = asfc.NodeRecord("c", "x", int(bench.time), promise_s=29.5)
+            bench.records["node/c"] = asfc.Record(int(bench.time), record.to_text())
+        bench.sleep, bench.user_name, bench.host_name = sleep, lambda: "ann", lambda: "b"
+        sleep(1)
+        with contextlib.redirect_stderr(io.StringIO()) as told, \
+                contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(asfc.pause(bench, settings(), metadata, ""), 1)
+        self.assertIn("not taken back yet: the promise of c", told.getvalue())
+        self.assertEqual(int(bench.time) - 1001, 31)
+
+    def test_a_pause_before_the_first_start_is_refused(self):
+        cluster = VirtualCluster(5)
+        world = cluster.worlds["b"] = VirtualWorld(cluster, "b")
+        world.airflow_cfg = "[scheduler_failover]\nscheduler_nodes_in_cluster = a, b\n"
+
+        def play():
+            with self.assertRaisesRegex(asfc.RefusedError, "nothing to pause"):
+                self.say(cluster, asfc.pause, "")
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.assertEqual(self.say(cluster, asfc.resume), 0)
+            self.assertEqual(cluster.metadata.records, {})
+        cluster.clock.drive(play)
+
+    def test_a_verb_goes_on_when_heartbeats_come_between_and_gives_up_in_words(self):
+        bench = LeaseBench()
+        bench.put(asfc.ClusterRecord("id", 1))
+        metadata = VirtualMetadata(bench)
+        metadata.records, bench.clock = bench.records, argparse.Namespace(wait=lambda seconds: None)
+
+        def change(heartbeats, records):
+            if heartbeats:
+                bench.put(self.record(argparse.Namespace(metadata=bench))._replace(
+                    heartbeat_at="beat {}".format(heartbeats.pop())))
+            return asfc.cluster_record(records)._replace(paused="by ann")
+        written = metadata.change_cluster(functools.partial(change, [1, 2, 3]))
+        self.assertEqual((written.paused, written.heartbeat_at), ("by ann", "beat 1"))
+        with self.assertRaisesRegex(asfc.MetadataError, "faster ten times"):
+            metadata.change_cluster(functools.partial(change, list(range(99))))
+
+
+class DryRunTest(unittest.TestCase):
+    def dry_run(self, cluster):
+        world = VirtualWorld(cluster, "b")
+        world.airflow_cfg = "[scheduler_failover]\nscheduler_nodes_in_cluster = a, b, c\n"
+        configuration = asfc.Configuration.load(world, "/airflow.cfg")
+        log = logging.Logger("dry run", logging.INFO)
+        log.addHandler(VirtualLog(cluster, "dry"))
+        return asfc.DryRun(world, configuration, cluster.metadata,
+                           asfc.Nodes(world, configuration), log)
+
+    def test_it_decides_what_the_active_controller_decides_and_changes_nothing(self):
+        cluster = VirtualCluster(4)
+        sentences = []
+
+        def compare(run, seconds):
+            for _ in range(int(seconds) // 10):
+                run.turn()
+                cluster.clock.wait(10)
+            active = cluster.controllers[cluster.active()[0]]
+            sentences.append((active._sentence, run._told[0]))
+
+        def play():
+            run = self.dry_run(cluster)
+            run.turn()
+            self.assertEqual(cluster.metadata.records, {})
+            self.assertEqual([model.gate for model in cluster.models.values()], [None] * 3)
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(60)
+            versions = self.versions(cluster)
+            gates = [model.gate for model in cluster.models.values()]
+            compare(run, 60)
+            self.assertEqual([model.gate for model in cluster.models.values()], gates)
+            self.assertEqual(self.versions(cluster), versions)
+            cluster.cut.add("c")
+            cluster.kill_controller("c")
+            self.say_paused(cluster, "by ann")
+            compare(run, 30)
+            self.say_paused(cluster, "")
+            compare(run, 60)
+        cluster.clock.drive(play)
+        for real, dry in sentences:
+            self.assertEqual(dry, real)
+        self.assertIn("PAUSED (by ann)", sentences[1][0])
+        told = [line for line in cluster.lines if " dry dry run: " in line]
+        self.assertIn("moving the scheduler to a", told[0])
+        self.assertIn("would change the record: assigned = True; possible_nodes = b, c, a; "
+                      "started = False, in a new move", told[1])
+
+    @staticmethod
+    def versions(cluster):
+        """What controllers don't write at each heartbeat."""
+        record = asfc.cluster_record(cluster.metadata.records)
+        return record.pair, record.possible_nodes, sorted(cluster.metadata.records)
+
+    @staticmethod
+    def say_paused(cluster, words):
+        cluster.metadata.change_cluster(
+            lambda records: asfc.cluster_record(records)._replace(paused=words))
+
+    def test_it_follows_a_silence_to_its_end_and_keeps_the_observation(self):
+        cluster = VirtualCluster(4)
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            run = self.dry_run(cluster)
+            run.turn()
+            for name in "bc":
+                cluster.stop_controller(name)
+            cluster.clock.wait(10)
+            OperatorTest.power_off(cluster, "a")
+            for _ in range(5):
+                cluster.clock.wait(10)
+                run.turn()
+            return run._told, run.observe()
+        told, seen = cluster.clock.drive(play)
+        self.assertIn("moving the scheduler to ", told[0])
+        self.assertIn("silent for", told[0])
+        self.assertEqual(asfc.Observation.from_text(seen.to_text()), seen)
+
+    def test_the_active_controller_logs_an_observation_only_with_a_new_sentence(self):
+        cluster = VirtualCluster(4)
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+                cluster.controllers[name]._log.setLevel(logging.DEBUG)
+            cluster.clock.wait(300)
+        cluster.clock.drive(play)
+        found = [line.partition("observation: ")[2] for line in cluster.lines
+                 if " a observation: " in line]
+        sentences = [asfc.decide(asfc.Observation.from_text(text), settings()).sentence
+                     for text in found]
+        self.assertGreater(len(sentences), 3)
+        self.assertEqual([one for one, _ in itertools.groupby(sentences)], sentences)
+        self.assertIn("no action", sentences[-1])
+
+
+
 class CommandLineTest(unittest.TestCase):
     """The verbs as child processes, on a configuration with one node and a SQLite file."""
 
@@ -9540,6 +9997,172 @@ class CommandLineTest(unittest.TestCase):
         status, _, err = self.verb("start")
         self.assertEqual(status, 78)
         self.assertIn("get_current_host", err)
+
+
+    def test_the_history_in_words_as_json_and_its_end_only(self):
+        self.assertEqual(self.verb("history")[:2], (0, "No event has been written down.\n"))
+        self.assertEqual(json.loads(self.verb("history", "--json")[1]), [])
+        events = [
+            asfc.HistoryEvent("2026-11-22 20:54:51 UTC", "node-a", 3, 4,
+                              "starting the scheduler on node-b", proof="node-a: none runs"),
+            asfc.HistoryEvent("2026-11-22 20:54:58 UTC", "node-a", 3, 5,
+                              "the scheduler runs on node-b", "because", "", 7.26)]
+        self.metadata().write("history", asfc.history_text(events), None)
+        status, out, _ = self.verb("history")
+        self.assertEqual((status, [line.strip() for line in out.splitlines()]), (0, [
+            "2026-11-22 20:54:51 UTC  3.4    node-a  starting the scheduler on node-b",
+            "proof: node-a: none runs",
+            "2026-11-22 20:54:58 UTC  3.5    node-a  the scheduler runs on node-b",
+            "why: because", "time: 7.3 s without a scheduler"]))
+        self.assertEqual(len(self.verb("history", "--last", "1")[1].splitlines()), 3)
+        self.assertEqual(self.verb("history", "--last", "0")[1],
+                         "No event has been written down.\n")
+        self.assertEqual(self.verb("history", "--last", "-1")[0], 2)
+        told = json.loads(self.verb("history", "--json", "--last", "1")[1])
+        self.assertEqual((told[0]["what"], told[0]["without_scheduler_s"], told[0]["move"]),
+                         ("the scheduler runs on node-b", 7.26, 5))
+
+    def test_the_history_keeps_its_last_events(self):
+        metadata = self.metadata()
+        for number in range(5):
+            metadata.add_to_history(asfc.HistoryEvent("at", "here", 1, number, "event"))
+        events = [asfc.HistoryEvent("at", "here", 1, number, "e") for number in range(400)]
+        self.assertEqual([event.move for event in asfc.history_events(metadata.read_all())],
+                         [0, 1, 2, 3, 4])
+        kept = [event.move for event in asfc.HistoryEvent.all_from_text(asfc.history_text(events))]
+        self.assertEqual(kept, list(range(400 - len(kept), 400)))
+        self.assertLessEqual(len(kept), asfc.HISTORY_LENGTH)
+
+    def test_metadata_tells_of_nodes_vouches_a_pause_differences_and_the_longest_times(self):
+        by = "ann on b confirmed at 12:00 that it is powered off"
+        record = asfc.ClusterRecord(
+            "id", 3, 7, possible_nodes=("b", "here"), assigned=True, paused="by ann: disks",
+            vouched=(asfc.Vouch("b", 1, by), asfc.Vouch("c", None, by)))
+        settings_of_b = dict(asfc.common_settings(asfc.Configuration.load(asfc.World(), self.path)),
+                             poll_frequency=60.0)
+        nodes = {
+            "b": asfc.NodeRecord("b", "x", state="running", reason="pid 7", promise_s=29.5,
+                                 version=asfc.__version__, written_at="noon",
+                                 settings=settings_of_b, fenced="at 11:00: fenced"),
+            "c": asfc.NodeRecord("c", "y", state="stopped", reason="none", version="1.9",
+                                 no_promise="asfc is paused", written_at="one")}
+        metadata = self.metadata()
+        metadata.write("cluster", record.to_text(), None)
+        for name, one in nodes.items():
+            metadata.write("node/" + name, one.to_text(), None)
+        metadata.add_to_history(asfc.HistoryEvent("at", "here", 1, 2, "event"))
+        status, out, _ = self.verb("metadata")
+        self.assertEqual(status, 0)
+        for line in (
+                "paused: by ann: disks", "vouched: b, " + by,
+                "vouched: c, " + by + "; lapsed, for its record has changed",
+                "node b: running, pid 7; fences itself within F = 29.5 s, so W = 32.45 s of "
+                "silence are proof; asfc {}; written at noon; last fenced: at 11:00: fenced"
+                .format(asfc.__version__),
+                "node c: stopped, none; promises nothing: asfc is paused; asfc 1.9; written at one",
+                "differs: asfc is version {} on this host and 1.9 on c".format(asfc.__version__),
+                "differs: poll_frequency is 1.0 on this host and 60.0 on b: it should be the same "
+                "on all nodes", "  the scheduler dies: 12 s + s"):
+            self.assertIn("\n" + line + "\n", out)
+        fields = json.loads(self.verb("metadata", "--json")[1])
+        self.assertEqual((fields["nodes"]["b"]["promise_s"], fields["nodes"]["b"]["record_version"],
+                          fields["nodes"]["c"]["promise_s"], fields["history"][0]["what"],
+                          fields["cluster"]["vouched"][0]["by"], len(fields["differences"]),
+                          fields["worst_cases"][0]["seconds"]),
+                         (29.5, 1, None, "event", by, 2, 11.8))
+
+    def at_a_terminal(self, answers, *words):
+        """Run a verb with a terminal as its stdin, and answer its questions."""
+        master, slave = os.openpty()
+        try:
+            child = subprocess.Popen(
+                [sys.executable, asfc.__file__] + list(words) + ["--config", self.path],
+                env=self.environment, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                universal_newlines=True)
+            os.write(master, "".join(answer + "\n" for answer in answers).encode())
+            out, err = child.communicate()
+        finally:
+            os.close(master)
+            os.close(slave)
+        self.assertNotIn("Traceback", err)
+        return child.returncode, out, err
+
+    def test_confirm_dead_asks_twice_on_the_terminal_and_writes_a_vouch(self):
+        self.configure(scheduler_nodes_in_cluster="here, far", ssh_command="/bin/false")
+        metadata = self.metadata()
+        metadata.write("cluster", asfc.ClusterRecord("id", 3, 7, possible_nodes=("far", "here"),
+                                                     assigned=True).to_text(), None)
+        status, _, err = self.verb("confirm_dead", "here")
+        self.assertEqual((status, len(err.splitlines())), (75, 1), err)
+        self.assertIn("here answers, so it is not off", err)
+        child = subprocess.run([sys.executable, asfc.__file__, "confirm_dead", "far", "--config",
+                                self.path], env=self.environment, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.assertEqual((child.returncode, b"no terminal" in child.stderr), (75, True))
+        status, _, err = self.at_a_terminal(["yes", "here"], "confirm_dead", "far")
+        self.assertEqual((status, "nothing was written" in err), (75, True), err)
+        self.assertEqual(asfc.cluster_record(metadata.read_all()).vouched, ())
+        status, out, err = self.at_a_terminal(["yes", "far"], "confirm_dead", "far")
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("Is far powered off, for certain? [yes/no] ", out)
+        self.assertIn("far does not answer", out)
+        record = asfc.cluster_record(metadata.read_all())
+        self.assertEqual(record.vouched[0][:2], ("far", None))
+        self.assertEqual(self.verb("confirm_dead", "far", "--yes")[0], 0)
+        again = asfc.cluster_record(metadata.read_all())
+        self.assertEqual(len(again.vouched), 1)
+        self.assertEqual(again._replace(vouched=record.vouched), record)
+
+    def test_a_pause_stops_a_real_controller_from_starting_and_resume_lets_it(self):
+        stand_in = SchedulerStandIn(self.bin)
+        self.start()
+        wait_until(lambda: "watching whether it lives on" in self.log(), 20, self.log)
+        status, out, _ = self.verb("pause", "--reason", "new disks")
+        self.assertEqual(status, 0, out)
+        self.assertRegex(out, "asfc is paused: it starts, stops and fences nothing")
+        self.assertRegex(self.verb("metadata")[1], "\npaused: by .* on .* at .* UTC: new disks\n")
+        os.kill(stand_in.started()[-1], signal.SIGKILL)
+        wait_until(lambda: "a scheduler runs on no node that is known" in self.log(), 20, self.log)
+        self.assertEqual(len(stand_in.started()), 1)
+        self.assertEqual(self.verb("resume")[0], 0)
+        wait_until(lambda: len(stand_in.started()) == 2, 20, self.log)
+        told = self.verb("history")[1]
+        for words in ("paused", "why: by ", "resumed", "starting the scheduler on here", "proof: "):
+            self.assertIn(words, told)
+
+    def test_a_dry_run_does_nothing_and_what_it_saves_is_replayed(self):
+        saved = os.path.join(self.directory, "saved.json")
+        log = open(os.path.join(self.directory, "stderr"), "a+")
+        self.addCleanup(log.close)
+        child = subprocess.Popen(
+            [sys.executable, asfc.__file__, "start", "--dry-run", "--save", saved, "--config",
+             self.path], env=self.environment, stderr=log)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        wait_until(lambda: os.path.exists(saved), 20, self.log)
+        child.terminate()
+        self.assertEqual(child.wait(), 0, self.log())
+        self.assertIn("dry run: moving the scheduler to here\n", self.log())
+        self.assertIn("dry run: would change the record: assigned = True; possible_nodes = here; "
+                      "started = False, in a new move\n", self.log())
+        self.assertEqual(sorted(os.listdir(self.directory)),
+                         ["airflow.cfg", "bin", "saved.json", "stderr"])
+        status, out, _ = self.verb("replay", saved)
+        self.assertEqual((status, out.splitlines()[0]), (0, "moving the scheduler to here"))
+        self.assertIn("would change the record: ", out)
+
+    def test_a_file_that_is_no_observation_is_one_clear_line_and_status_78(self):
+        saved = os.path.join(self.directory, "saved.json")
+        good = DecisionTest.CASES["dead: started again in place with a new move"][0].to_text()
+        cases = (None, "", "{}", good[:-9], good.replace('"possible_nodes": ["a"]',
+                                                         '"possible_nodes": 7'))
+        for text in cases:
+            if text is not None:
+                write_file(saved, text)
+            status, out, err = self.verb("replay", saved)
+            self.assertEqual((status, out, len(err.splitlines())), (78, "", 1), err)
+            self.assertIn(saved, err)
+        self.assertEqual(self.verb("start", "--save", saved)[0], 2)
 
 
 class ReadmeTest(unittest.TestCase):
