@@ -7719,6 +7719,24 @@ def late_start_and_cut(simulation):
 
 
 @fault
+def late_starts_only(simulation):
+    """Starts wait in sshd for a while; most else goes through."""
+    simulation.set_for(20, simulation, "late_starts", 0.8)
+    simulation.set_for(20, simulation, "late_share", 0.2)
+    simulation.set_for(20, simulation, "late_s", simulation.random.choice((5, 8)))
+    scheduler_dies(simulation)
+
+
+@fault
+def dead_and_lost(simulation):
+    """A node's controller is dead for good, and some answers of the node are lost."""
+    for host in simulation.alive_on()[:1]:
+        simulation.kill_controller(host.name)
+        simulation.later(40, simulation.start_controller, host.name)
+        simulation.later(10, simulation.set_for, 20, simulation, "lost_share", 0.3)
+
+
+@fault
 def slow_start_and_cut(simulation):
     """A host is cut off while its start command runs."""
     simulation.start_kinds = ("slow",)
@@ -7831,10 +7849,11 @@ class Mix:
     """What befalls the hosts of a run: which faults and how often, and what has to be exercised."""
     WARM_UP_S = 13.0
 
-    def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), **chances):
+    def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), tail_s=(0, 20),
+                 budget=3, **chances):
         self.name, self.faults = name, faults.split()
         self.counters = [counter.strip() for counter in counters.split(",") if counter.strip()]
-        self.faults_of_a_run = faults_of_a_run
+        self.faults_of_a_run, self.tail_s, self.budget = faults_of_a_run, tail_s, budget
         self.chances = dict({"fence_command": 0.1, "keep": 0.05, "no_promise": 0.05, "page": 0.2,
                              "operator": 0.4, "odd_starts": 0.3, "stubborn": 0.2, "lists": 0.1,
                              "long_start": 0.05, "apart": 0.6}, **chances)
@@ -7888,7 +7907,7 @@ class Mix:
                 "poll_frequency": rng.uniform(1.0, 4.0), "query_timeout": rng.uniform(1.0, 2.0),
                 "scheduler_start_timeout": 90.0 if long_start else rng.choice((8.0, 12.0)),
                 "scheduler_stop_wait_time": 1.0, "scheduler_restart_sleep_time": rng.uniform(3, 5),
-                "scheduler_restart_window": 60.0, "scheduler_restart_budget": 3,
+                "scheduler_restart_window": 60.0, "scheduler_restart_budget": self.budget,
                 "airflow_scheduler_start_command":
                     "start it" if self.happens(rng, "operator") else "",
                 "health_urls": ("http://page/health",) if page else (), "health_threshold_s": 6.0,
@@ -7904,7 +7923,7 @@ class Mix:
             simulation.wait(rng.choice((0.0, 0.3, 1, 3, 6, 10)))
             if simulation.violations:
                 return
-        simulation.wait(rng.uniform(0, 20))
+        simulation.wait(rng.uniform(*self.tail_s))
 
 
 class PeacefulMix(Mix):
@@ -7976,11 +7995,19 @@ MIXES["stop-and-cut"] = Mix("stop-and-cut", "stop_and_cut stop_and_cut kill_acti
                             (1, 3), fence_command=0.0)
 MIXES["late-start-and-cut"] = Mix(
     "late-start-and-cut", "late_start_and_cut slow_start_and_cut", ALWAYS + ", late starts,"
-    "starts refused by the deadline", (1, 2), fence_command=0.0, apart=1.0)
+    "starts refused by the deadline", (1, 2), (20, 40), fence_command=0.0, apart=1.0,
+    long_start=0.6)
+MIXES["late-start-and-move"] = Mix(
+    "late-start-and-move", "late_starts_only scheduler_dies", ALWAYS + ", late starts,"
+    "starts refused by the gate", (3, 6), (10, 25), budget=1, fence_command=0.0, apart=1.0,
+    odd_starts=0.0)
+MIXES["lost-replies"] = Mix(
+    "lost-replies", "dead_and_lost replies_lost", ALWAYS + ", replies of nodes lost", (1, 2),
+    (25, 40), fence_command=0.0, apart=1.0)
 MIXES["pause-and-cut"] = Mix("pause-and-cut", "pause_and_cut", ALWAYS + ", pauses", (1, 2),
-                             fence_command=0.0, apart=1.0)
+                             (15, 30), fence_command=0.0, apart=1.0)
 MIXES["clear-and-cut"] = Mix("clear-and-cut", "clear_and_cut", ALWAYS + ", clears", (1, 2),
-                             fence_command=0.0, keep=1.0)
+                             (15, 30), fence_command=0.0, keep=1.0)
 MIXES["freeze-after-write"] = Mix("freeze-after-write", "trap_after_write trap_after_write "
                                   "kill_active scheduler_dies", ALWAYS + ", caught before reply")
 MIXES["different-h"] = Mix("different-h", "metadata_slow metadata_slow metadata_replies_lost "
@@ -8165,12 +8192,12 @@ PROTECTIONS = (
     Protection("proof before start", Switched(
         (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-and-move"),
     Protection("proof after the write", Switched(
-        (asfc, "move_to", start_in_the_same_turn)), "late-ssh"),
+        (asfc, "move_to", start_in_the_same_turn)), "late-start-and-move"),
     Protection("silence lasts W", Switched(
         (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-and-move"),
     Protection("silence needs queries without an answer", Switched(
         (asfc.SignsOfLife, "facts", record_alone_is_silent),
-        (asfc, "move_to", start_in_the_same_turn)), "late-ssh"),
+        (asfc, "move_to", start_in_the_same_turn)), "lost-replies"),
     Protection("fence", Switched(
         (asfc.SelfFence, "_ask", lambda _: always(None)),
         (asfc, "fence_targets", lambda _: always(asfc.FenceTargets((), (), ())))), "cut-and-move"),
