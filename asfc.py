@@ -44,6 +44,16 @@ The words
                fence_command, which switches the host off
     h, i, c    heartbeat timeout, heartbeat interval (h / 10), time limit of a query to a node
 
+The protections
+    conditional write; acting window; the lease counts from before the write was sent; a standby
+    waits for h; the holder's h counts, not the standby's; gate and deadline test; intent; proof
+    before start; proof after the write; silence lasts W; silence needs queries without an
+    answer; fence; the fence ends starts in flight; one try after a freeze; the deadline is
+    inherited; an orderly stop takes the promise back first; a pause takes the promise back
+    first; old metadata raises the term; all nodes are possible after clear; cluster id in the
+    gate; release on an overdue main loop; standing back when nothing can be asked; local guard;
+    veto of the job table.
+
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
     node records, health evidence, alerts, lease, this node, decision, the failover controller, the

@@ -7283,6 +7283,10 @@ class Simulation(VirtualCluster):
             self.born_at = self.clock.time
             self.check_schedulers(host)
 
+    def overlap_so_far(self):
+        return self.overlap_s + (
+            0 if self.overlap_since is None else self.clock.time - self.overlap_since)
+
     def measure_overlap(self):
         """How long there were two or more, for declared double faults."""
         several = len(self.alive_on()) > 1
@@ -8250,7 +8254,6 @@ def guard_scene(simulation):
             host.model.emerge()
             break
     simulation.wait(9)
-    simulation.measure_overlap()
 
 
 def veto_scene(simulation):
@@ -8259,7 +8262,48 @@ def veto_scene(simulation):
     simulation.kill_controller(host.name)
     cut_off(simulation, host.name, "peers", 60, "both ways")
     simulation.wait(40)
-    simulation.overlap_s += len(simulation.alive_on()) > 1 and 40
+
+
+# -- nothing happens
+
+
+class QuietMix(Scene):
+    """The defaults, with ssh that takes 2 s and metadata that takes 1 s."""
+
+    def prepare(self, simulation):
+        simulation.names = ("a", "b", "c")
+        simulation.stop_wait_s = 1.0
+        simulation.way_s, simulation.metadata.way_s = lambda: 1.0, lambda slow_s: 0.5
+        for number, name in enumerate(simulation.names):
+            simulation.add_host(name, 0.98 + 0.02 * number, {
+                "node_name": name, "scheduler_nodes_in_cluster": simulation.names})
+
+
+class QuietSimulation(Simulation):
+    """Counts what each controller sends."""
+
+    def send(self, world, command):
+        self.count["commands of " + world.name] += 1
+        return super().send(world, command)
+
+    def cluster_written(self, host, before, after):
+        super().cluster_written(host, before, after)
+        self.count["heartbeats"] += 1
+
+
+def check_quiet_time(case, seconds):
+    """No takeover, no restart, and the heartbeats and polls that there should be."""
+    found = QuietSimulation(1, QuietMix(lambda simulation: simulation.wait(seconds))).run()
+    case.assertEqual(found.violations, [])
+    count = found.count
+    case.assertEqual((count["takeovers"], count["accepted starts"], count["schedulers started"]),
+                     (1, 1, 1))
+    for words in ("signals by the fence", "signals by the node", "terms raised"):
+        case.assertEqual((words, count[words]), (words, 0))
+    case.assertAlmostEqual(count["heartbeats"] / (seconds / 3.0), 1, delta=0.05)
+    own = seconds / 3.0     # looks at the own node
+    polls = sorted(count["commands of " + name] - own for name in found.names)
+    case.assertAlmostEqual(polls[-1] / (3 * seconds / 10.0), 1, delta=0.1)
 
 
 # -- protections, switched off one by one
@@ -8402,11 +8446,30 @@ def no_fence_while_paused(original):
 
 
 class Protection:
-    """A protection of protocol.md: how it is switched off, and what then finds a violation."""
+    """A protection of protocol.md: how it is switched off, and what then finds a violation.
 
-    def __init__(self, name, switch, mix, first=0, seeds=40):
-        self.name, self.switch, self.mix = name, switch, mix
-        self.first, self.seeds = first, seeds
+    `finds` is what the violation has to be; in a declared double fault an overlap of more than
+    `overlap_s` seconds is one.
+    """
+
+    def __init__(self, name, switch, mix, finds="P[123]", first=0, seeds=40, overlap_s=None):
+        self.name, self.switch, self.mix, self.finds = name, switch, mix, finds
+        self.first, self.seeds, self.overlap_s = first, seeds, overlap_s
+
+    def first_violation(self, switched_off, seeds=None):
+        """Try seeds in turn; returns the first that fails and its violation, or None."""
+        with self.switch if switched_off else contextlib.ExitStack():
+            for seed in range(self.first, self.first + (seeds or self.seeds)):
+                found = self.violation(seed)
+                if found:
+                    return seed, found
+        return None
+
+    def violation(self, seed):
+        found = Simulation(seed, MIXES.get(self.mix, self.mix)).run()
+        if self.overlap_s is not None and found.overlap_so_far() > self.overlap_s:
+            return "overlap of {:.1f} s".format(found.overlap_so_far())
+        return found.violations[0] if found.violations else ""
 
 
 def blind_to_old_metadata():
@@ -8426,17 +8489,17 @@ PROTECTIONS = (
     Protection("a standby waits for h", Switched((asfc.Lease, "_claim_reason", sooner)),
                "metadata"),
     Protection("the holder's h counts, not the standby's", Switched(
-        (asfc.Lease, "_claim_reason", own_h)), "different-h"),
+        (asfc.Lease, "_claim_reason", own_h)), "different-h", first=25),
     Protection("gate and deadline test", Switched(
         (NodeModel, "_pass_gate", gate_takes_all),
         (NodeModel, "_promise_holds", lambda _: always(True))), "late-start-and-cut"),
     Protection("intent", Switched((NodeModel, "_launch", launch_without_intent)), "starts"),
     Protection("proof before start", Switched(
-        (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-and-move"),
+        (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-and-move", first=8),
     Protection("proof after the write", Switched(
-        (asfc, "move_to", start_in_the_same_turn)), "late-start-and-move"),
+        (asfc, "move_to", start_in_the_same_turn)), "late-start-and-move", first=7),
     Protection("silence lasts W", Switched(
-        (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-and-move"),
+        (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-and-move", first=8),
     Protection("silence needs queries without an answer", Switched(
         (asfc.SignsOfLife, "facts", record_alone_is_silent),
         (asfc, "move_to", start_in_the_same_turn)), "lost-replies"),
@@ -8444,9 +8507,10 @@ PROTECTIONS = (
         (asfc.SelfFence, "_ask", lambda _: always(None)),
         (asfc, "fence_targets", lambda _: always(asfc.FenceTargets((), (), ())))), "cut-and-move"),
     Protection("the fence ends starts in flight", Switched(
-        (asfc, "fence_targets", fence_of_mains_only)), "late-start-and-cut"),
+        (asfc, "fence_targets", fence_of_mains_only)), "late-start-and-cut",
+        first=5),
     Protection("one try after a freeze", Switched((asfc.SelfFence, "step", never_frozen)),
-               "peace"),
+               "peace", "P6"),
     Protection("the deadline is inherited", Switched(
         (asfc.SelfFence, "_inherit", lambda _: always(None))), "restart-and-cut"),
     Protection("an orderly stop takes the promise back first", Switched(
@@ -8458,19 +8522,18 @@ PROTECTIONS = (
         (asfc.Lease, "all_nodes", lambda _: lambda self: (self._configuration.node_name,))),
         "clear-and-cut"),
     Protection("cluster id in the gate", Switched(
-        (NodeModel, "_pass_gate", gate_without_cluster)), "two-clusters"),
+        (NodeModel, "_pass_gate", gate_without_cluster)), "two-clusters", "P1.*another cluster"),
+    Protection("release on an overdue main loop", Switched(
+        (asfc.Lease, "expect_work", lambda _: always(None))), Scene(scene_main_loop_sticks), "P3"),
+    Protection("standing back when nothing can be asked", Switched(
+        (asfc.SignsOfLife, "is_cut_off", lambda _: always(False))),
+        Scene(scene_nothing_can_be_run), "P3"),
+    Protection("local guard", Switched((asfc.OwnNode, "_guard", lambda _: always(None))),
+               Scene(guard_scene, True), "overlap", overlap_s=5.0),
+    Protection("veto of the job table", Switched(
+        (asfc.SignsOfLife, "_job_moves", lambda _: always(False))),
+        Scene(veto_scene, True, has_jobs=True), "overlap", overlap_s=0.0),
 )
-
-
-def first_violation(protection, switched, first=None, seeds=None):
-    """Switch a protection off and try seeds; returns (seed, violation) of the first that fails."""
-    first = protection.first if first is None else first
-    with protection.switch if switched else contextlib.ExitStack():
-        for seed in range(first, first + (seeds or protection.seeds)):
-            found = simulate(protection.mix, seed)
-            if found.violations:
-                return seed, found.violations[0]
-    return None
 
 
 def simulate(mix, seed, tracing=False):
@@ -8487,7 +8550,8 @@ def simulate_quietly(mix_and_seed):
 def simulate_all(runs, processes=None):
     """Simulate (mix, seed) pairs in worker processes; yields the result of each."""
     processes = processes or len(os.sched_getaffinity(0))
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
+    end_at_once = functools.partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+    with multiprocessing.get_context("fork").Pool(processes, end_at_once) as pool:
         yield from pool.imap(simulate_quietly, runs, chunksize=4)
 
 
@@ -8551,6 +8615,54 @@ def simulate_verb(argv):
     print("{} seeds in {:.0f} s, {} failed".format(
         options.seeds, time.monotonic() - began, len(tally.failed)))
     return 1 if tally.failed or lacking else 0
+
+
+class Simulations(unittest.TestCase):
+    """All seeds are fixed here, so a failure comes from a change of the code; `simulate` and the
+    soak take others."""
+
+    def test_no_promise_is_broken_and_each_mix_exercises_what_belongs_to_it(self):
+        plain = bool(os.environ.get("ASFC_PLAIN"))
+        tally, began = Tally(), time.monotonic()
+        for result in simulate_all(seeds_of(0, 63 if plain else 1000)):
+            tally.add(*result)
+        self.assertEqual(tally.failed, [])
+        if not plain:
+            self.assertEqual(tally.lacking(), [])
+            print("1000 seeds in {:.0f} s".format(time.monotonic() - began), file=sys.stderr)
+
+    def test_after_one_fault_a_scheduler_runs_within_the_time_of_the_table(self):
+        for scene in SCENES:
+            for seed in range(2 if os.environ.get("ASFC_PLAIN") else 8):
+                with self.subTest(scene.play.__name__, seed=seed):
+                    self.assertEqual(play_scene(seed, scene).violations, [])
+
+    def test_each_protection_is_needed(self):
+        for protection in PROTECTIONS:
+            with self.subTest(protection.name):
+                began = time.process_time()
+                found = protection.first_violation(switched_off=True)
+                self.assertIsNotNone(found, "no seed shows what it protects from")
+                seed, violation = found
+                self.assertRegex(violation, protection.finds)
+                self.assertLess(time.process_time() - began, 5)
+                self.assertIsNone(protection.first_violation(False, seed + 1 - protection.first),
+                                  "the same seeds without the switch")
+
+    def test_every_protection_that_the_code_names_has_its_mutation(self):
+        named = re.search(r"\nThe protections\n(.*?)\n\n", asfc.__doc__, re.S).group(1)
+        names = [name.strip() for name in " ".join(named.split()).rstrip(".").split(";")]
+        self.assertEqual(sorted(names), sorted(one.name for one in PROTECTIONS))
+
+    def test_a_seed_replays_to_the_byte(self):
+        runs = [simulate("uniform", 5, tracing=True) for _ in range(2)]
+        self.assertEqual(runs[0].lines, runs[1].lines)
+        self.assertGreater(len(runs[0].lines), 50)
+        quiet = simulate("uniform", 5)
+        self.assertEqual((quiet.count, quiet.clock.time), (runs[0].count, runs[0].clock.time))
+
+    def test_a_quiet_time_with_slow_ssh_and_slow_metadata_has_no_takeover_and_no_restart(self):
+        check_quiet_time(self, 1200 if os.environ.get("ASFC_PLAIN") else 6 * 3600)
 
 
 ###############################################################################
@@ -10922,7 +11034,20 @@ class Bench:
         return used() - before
 
 
-SOAKS = {"nodes": functools.partial(soak_node_model, 10000)}
+def soak_simulation():
+    """Seeds that no test has seen, 20,000 over all mixes; a failing one is to be replayed."""
+    first = 1000000 + 100000 * (int(time.time()) % 1000)
+    return simulate_verb(["--seeds", "20000", "--from", str(first)])
+
+
+def soak_quiet_week():
+    check_quiet_time(unittest.TestCase(), 7 * 86400)
+    print("a simulated week: no takeover, no restart")
+    return 0
+
+
+SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "simulation": soak_simulation,
+         "simulated-week": soak_quiet_week}
 
 
 class ResultThatTells(unittest.TextTestResult):
