@@ -9582,7 +9582,8 @@ class OperatorTest(unittest.TestCase):
                 with refused("nothing was written"):
                     self.confirm(cluster, "a", answers, is_sure=False)
             self.assertEqual(self.record(cluster).vouched, before)
-        cluster, _ = self.drive(play, on_metadata_loss="keep")
+        # A look that ends sooner than a heartbeat comes: its controller's record is waited for.
+        cluster, _ = self.drive(play, on_metadata_loss="keep", query_timeout=0.5)
         self.assertNotIn("a was confirmed to be off", self.events(cluster))
 
     def test_a_record_that_changes_while_the_person_thinks_is_a_sign_of_life(self):
@@ -9601,6 +9602,13 @@ class OperatorTest(unittest.TestCase):
             with self.assertRaisesRegex(asfc.RefusedError, "writes its record"):
                 self.confirm(cluster, "a", ["yes", "a"], is_sure=False)
         self.drive(play, on_metadata_loss="keep")
+
+    def test_the_watch_lasts_as_long_as_the_longest_heartbeat_of_all(self):
+        record = asfc.NodeRecord("b", "x", settings={"heartbeat_timeout": 100.0})
+        records = {"cluster": asfc.Record(1, asfc.ClusterRecord("id").to_text())}
+        self.assertEqual(asfc.watch_s(settings(heartbeat_timeout=20.0), records), 3 + 3 + 1)
+        records["node/b"] = asfc.Record(1, record.to_text())
+        self.assertEqual(asfc.watch_s(settings(), records), 10 + 3 + 1)
 
     def test_paused_nothing_is_started_stopped_or_fenced_until_resumed(self):
         def play(cluster):
