@@ -5236,6 +5236,25 @@ class VirtualHourTest(unittest.TestCase):
         cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
 
+    def test_a_node_whose_controller_died_is_not_silent_while_it_answered_the_standbys(self):
+        """Its record stands still for W; then it is busy for longer than two queries take."""
+        cluster = VirtualCluster(5)
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(60)
+            home = cluster.home()
+            cluster.kill_controller(home)
+            cluster.clock.wait(28)
+            cluster.cut.add(home)
+            cluster.clock.wait(22)
+            cluster.cut.clear()
+            cluster.clock.wait(60)
+            return home
+        home = cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.starts, cluster.most_alive), (home, 1, 1))
+
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7) for _ in range(2)]
         texts = [repr((seen, cluster.lines, cluster.mails,
