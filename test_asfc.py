@@ -6664,6 +6664,11 @@ class Host:
         self.processes.append(process)
         return process
 
+    def start_sshd(self):
+        """Start an sshd where it was killed, and wait until it answers."""
+        self.start_process(["/usr/sbin/sshd", "-D", "-e", "-f", "/srv/etc/sshd_config"])
+        wait_until(self.sshd_accepts, 10, "the sshd of " + self.name)
+
     def sshd(self):
         """The ids of this host's sshd that listens, and of those that serve connections."""
         inside = read_file("/proc/{}/root/run/sshd.pid".format(self.init)).strip()
@@ -6722,6 +6727,9 @@ def leave(number, frame):
 
 signal.signal(signal.SIGTERM, leave)
 print("scheduler of", os.uname()[1], "runs", flush=True)
+if os.path.exists(home + "/scheduler_crashes_after"):
+    time.sleep(float(open(home + "/scheduler_crashes_after").read()))
+    os._exit(1)  # its twin is left behind
 while True:
     time.sleep(3600)
 """
@@ -7055,59 +7063,17 @@ POLL_S, HEARTBEAT_TIMEOUT_S, INTERVAL_S, RETRY_S, QUERY_S, METADATA_S = 2, 10, 1
 MEASURED_LATE_S = 0.6
 
 
-class ClusterTest(unittest.TestCase):
-    """Controllers on hosts of their own, which are new for each test."""
-    NAMES = ("a", "b", "c")
+def serve_on(cluster, kind, remote_hosts="10.99.%"):
+    """A database server that all hosts of a cluster reach; it ends with the cluster."""
+    server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
+    cluster.on_close(server.remove)
+    cluster.servers.call(server.start)
+    return server
 
-    @classmethod
-    def setUpClass(cls):
-        require("a MariaDB server", MariaDbServer.present())
-        cls.cluster = Cluster(cls.NAMES)
-        cls.databases = itertools.count(1)
-        try:
-            cls.server = cls.serve(MariaDbServer, "10.99.%")
-        except BaseException:
-            cls.cluster.close()
-            raise
 
-    @classmethod
-    def tearDownClass(cls):
-        cls.cluster.close()
-
-    @classmethod
-    def serve(cls, kind, remote_hosts):
-        """A database server that all hosts reach."""
-        server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
-        cls.cluster.on_close(server.remove)
-        cls.cluster.servers.call(server.start)
-        return server
-
-    def setUp(self):
-        self.cluster.fresh()
-        self.addCleanup(self.cluster.power_off)
-        self.addCleanup(self.cluster.heal)
-        self.url = self.server.create_database("airflow_{}".format(next(self.databases)))
-        self.controllers = {}
-
-    def run(self, result=None):
-        """As ever; when the test failed, what the controllers said is told as well."""
-        result = self.defaultTestResult() if result is None else result
-        failed = len(result.failures) + len(result.errors)
-        super().run(result)
-        if len(result.failures) + len(result.errors) > failed and self.__dict__.get("controllers"):
-            print("\n{}\n{}".format(self.id(), self.story()), file=sys.stderr)
-        return result
-
-    def story(self, lines=40):
-        """What happened: the schedulers' lives, and what the controllers said at last."""
-        told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
-        for name, controller in sorted(self.controllers.items()):
-            with contextlib.suppress(OSError):
-                said = [line for line in controller.output().splitlines() if " DEBUG " not in line]
-                told += ["-- {}:".format(name)] + said[-lines:]
-        return "\n".join(told)
-
-    # -- what a test does
+class ClusterBench:
+    """What a test does with controllers on hosts: it has a cluster, the url of the metadata, and
+    by node the controllers that it has started."""
 
     def configure(self, host, url=None, **settings):
         """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
@@ -7118,10 +7084,10 @@ class ClusterTest(unittest.TestCase):
             "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None))
         host.write("airflow/airflow.cfg", text)
 
-    def start_controller(self, name):
+    def start_controller(self, name, environment=None):
         """`asfc.py start` on a host."""
         controller = self.cluster[name].start_process(
-            [HOST_PYTHON, Host.HOME + "/asfc.py", "start"])
+            [HOST_PYTHON, Host.HOME + "/asfc.py", "start"], environment)
         self.controllers[name] = controller
         return controller
 
@@ -7173,6 +7139,55 @@ class ClusterTest(unittest.TestCase):
         """Wait until the active controller says that there is nothing to do."""
         words = "no action: I am active, the scheduler runs on {}\n".format(scheduler_on)
         return self.wait_for_words(active, words, timeout_s, after)
+
+    def story(self, lines=40):
+        """What happened: the schedulers' lives, and what the controllers said at last."""
+        told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
+        for name, controller in sorted(self.controllers.items()):
+            with contextlib.suppress(OSError):
+                said = [line for line in controller.output().splitlines() if " DEBUG " not in line]
+                told += ["-- {}:".format(name)] + said[-lines:]
+        return "\n".join(told)
+
+
+class ClusterTest(ClusterBench, unittest.TestCase):
+    """Controllers on hosts of their own, which are new for each test."""
+    NAMES = ("a", "b", "c")
+
+    @classmethod
+    def setUpClass(cls):
+        require("a MariaDB server", MariaDbServer.present())
+        cls.cluster = Cluster(cls.NAMES)
+        cls.databases = itertools.count(1)
+        try:
+            cls.server = cls.serve(MariaDbServer, "10.99.%")
+        except BaseException:
+            cls.cluster.close()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.close()
+
+    @classmethod
+    def serve(cls, kind, remote_hosts):
+        return serve_on(cls.cluster, kind, remote_hosts)
+
+    def setUp(self):
+        self.cluster.fresh()
+        self.addCleanup(self.cluster.power_off)
+        self.addCleanup(self.cluster.heal)
+        self.url = self.server.create_database("airflow_{}".format(next(self.databases)))
+        self.controllers = {}
+
+    def run(self, result=None):
+        """As ever; when the test failed, what the controllers said is told as well."""
+        result = self.defaultTestResult() if result is None else result
+        failed = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > failed and self.__dict__.get("controllers"):
+            print("\n{}\n{}".format(self.id(), self.story()), file=sys.stderr)
+        return result
 
     def assert_one_scheduler_since(self, life):
         """The scheduler is still the very same process, and no other ran since it began."""
