@@ -8307,9 +8307,8 @@ def an_old_start_arrives(bench):
 
 def all_begin_at_once(bench):
     """On new hosts, with new metadata."""
-    settings = bench.settings
-    bench.boot(settings)
-    bench.lost = set(bench.cluster.hosts)
+    bench.boot(bench.settings)
+    bench.lost, bench.bound_s = set(bench.cluster.hosts), bench.fault.bound_s
 
 
 def all_begin_again_at_once(bench):
