@@ -8191,7 +8191,12 @@ class FaultBench(ClusterBench):
         """SIGSTOP, until the fault is mended."""
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-            self._undo.append(functools.partial(let_go, pid))
+            self.on_mend(functools.partial(let_go, pid))
+
+    def freeze_controllers(self, *names):
+        for name in names:
+            self.controllers[name].freeze()
+            self.on_mend(self.controllers[name].thaw)
 
     def power_off(self, *names):
         self.lost.update(names)
@@ -8203,7 +8208,7 @@ class FaultBench(ClusterBench):
             for pid in self.cluster[name].sshd():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            self._undo.append(self.cluster[name].start_sshd)
+            self.on_mend(self.cluster[name].start_sshd)
 
     def cut(self, name, targets, how, way):
         """Cut a host's links to the database, its peers or both; `way` is both, out or in."""
@@ -8223,7 +8228,7 @@ class FaultBench(ClusterBench):
                     "read-only": (functools.partial(server.set_read_only, True),
                                   functools.partial(server.set_read_only, False))}[how]
         began = clock()
-        self._undo.append(functools.partial(call, undo))
+        self.on_mend(functools.partial(call, undo))
         call(do)
         meanwhile()
         self.let_pass(began + for_s - clock())
@@ -8490,8 +8495,8 @@ DEFAULT_TIMES = {"poll_frequency": None, "heartbeat_timeout": None}
 DEFAULT_LOST_NODE_S = 55 + START_S
 
 
-def controller_of(role):
-    return lambda bench: bench.freeze([bench.controllers[getattr(bench, role)].pid])
+def frozen_controller(role):
+    return lambda bench: bench.freeze_controllers(getattr(bench, role))
 
 
 def process_faults():
@@ -8500,14 +8505,14 @@ def process_faults():
         yield Fault("SIGKILL of {}".format(who),
                     lambda bench, role=role: bench.kill_controllers(getattr(bench, role)),
                     roles=int(role == "active"), together=False, for_s=LONG_S)
-        yield Fault("SIGSTOP of {} for 3 s".format(who), controller_of(role), for_s=3,
+        yield Fault("SIGSTOP of {} for 3 s".format(who), frozen_controller(role), for_s=3,
                     together=False)
-        yield Fault("SIGSTOP of {} until a silence would be over".format(who), controller_of(role),
+        yield Fault("SIGSTOP of {} until a silence would be over".format(who), frozen_controller(role),
                     roles=int(role == "active"), together=False, for_s=LONG_S)
     yield Fault("SIGSTOP of the active controller, the scheduler's node's own",
-                controller_of("active"), roles=1, together=True, for_s=LONG_S)
+                frozen_controller("active"), roles=1, together=True, for_s=LONG_S)
     yield Fault("SIGSTOP of all controllers until a silence would be over", lambda bench: (
-        bench.freeze([one.pid for one in bench.controllers.values()])), roles=(0, 1), for_s=LONG_S)
+        bench.freeze_controllers(*bench.cluster.hosts)), roles=(0, 1), for_s=LONG_S)
     yield Fault("SIGKILL of the scheduler", FaultBench.kill_scheduler, DEAD_S)
     yield Fault("SIGSTOP of the scheduler for 3 s",
                 lambda bench: bench.freeze([bench.scheduler.pid]), for_s=3)
