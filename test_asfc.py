@@ -8504,11 +8504,13 @@ def process_faults():
                       ("node", "the controller of the scheduler's node")):
         yield Fault("SIGKILL of {}".format(who),
                     lambda bench, role=role: bench.kill_controllers(getattr(bench, role)),
-                    roles=int(role == "active"), together=False, for_s=LONG_S)
+                    roles=int(role == "active"), together=False,
+                    for_s={"active": 0, "third": HEARTBEAT_TIMEOUT_S, "node": LONG_S}[role])
         yield Fault("SIGSTOP of {} for 3 s".format(who), frozen_controller(role), for_s=3,
                     together=False)
-        yield Fault("SIGSTOP of {} until a silence would be over".format(who), frozen_controller(role),
-                    roles=int(role == "active"), together=False, for_s=LONG_S)
+        yield Fault("SIGSTOP of {} until a silence would be over".format(who),
+                    frozen_controller(role), roles=int(role == "active"), together=False,
+                    for_s=LONG_S)
     yield Fault("SIGSTOP of the active controller, the scheduler's node's own",
                 frozen_controller("active"), roles=1, together=True, for_s=LONG_S)
     yield Fault("SIGSTOP of all controllers until a silence would be over", lambda bench: (
@@ -8557,15 +8559,15 @@ def link_faults(every=False):
                 continue
             role = "active" if who.startswith("the active") else "node"
             lost = targets != "peers"
+            moves, changes = lost and role == "node", lost and (role == "active" or together)
             yield Fault(
                 "cut of {} from {}, {}, {}".format(
                     who, {"database": "the database", "peers": "its peers", "both": "all"}[targets],
                     {"both": "both ways", "out": "out", "in": "in"}[way], how),
                 lambda bench, role=role, targets=targets, how=how, way=way: bench.cut(
                     getattr(bench, role), targets, how, way),
-                LOST_NODE_S if lost and role == "node" else 0.0,
-                roles=int(lost and (role == "active" or together)),
-                together=together, for_s=0.0 if lost and role == "node" else LONG_S)
+                LOST_NODE_S if moves else 0.0, roles=int(changes), together=together,
+                for_s=0.0 if moves or changes else LONG_S)
 
 
 def is_cut_of_the_full_tier(together, targets, how, way):
