@@ -8190,8 +8190,9 @@ class FaultBench(ClusterBench):
     def freeze(self, pids):
         """SIGSTOP, until the fault is mended."""
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-            self.on_mend(functools.partial(let_go, pid))
+            with contextlib.suppress(ProcessLookupError):   # it had served its connection
+                os.kill(pid, signal.SIGSTOP)
+                self.on_mend(functools.partial(let_go, pid))
 
     def freeze_controllers(self, *names):
         for name in names:
@@ -8400,6 +8401,17 @@ def restart_while_the_database_is_down(bench):
     bench.break_database("stop", 14, restart)
 
 
+def restart_on_a_node_that_is_cut_off(from_s, to_s):
+    """Its controller dies and comes back, and goes on with the deadline that it finds."""
+    def do(bench):
+        bench.cut(bench.node, "both", "silent", "both")
+        bench.let_pass(from_s)
+        bench.kill_controllers(bench.node)
+        bench.let_pass(to_s - from_s)
+        bench.start_controllers()
+    return do
+
+
 def clear_metadata(bench):
     done = bench.cluster[bench.third].run([HOST_PYTHON, "asfc.py", "clear_metadata", "--force"])
     if done.returncode or "The metadata is cleared." not in done.stdout:
@@ -8570,6 +8582,14 @@ def link_faults(every=False):
                 for_s=0.0 if moves or changes else LONG_S)
 
 
+def restarts_of_cut_off_controllers():
+    deadline_s = HEARTBEAT_TIMEOUT_S * 2 / 3
+    for words, from_s, to_s in (("before its deadline", deadline_s / 3, deadline_s / 3),
+                                ("over its deadline", deadline_s * 2 / 3, deadline_s + 2)):
+        yield Fault("cut of the scheduler's node from all, its controller restarted " + words,
+                    restart_on_a_node_that_is_cut_off(from_s, to_s), LOST_NODE_S, together=False)
+
+
 def is_cut_of_the_full_tier(together, targets, how, way):
     if together:
         return (how, way) == ("silent", "both")
@@ -8637,7 +8657,7 @@ def control_faults():
 def all_faults(every_cut=False):
     """The table. Those that take longest come first: so the clusters are done at the same time."""
     faults = list(itertools.chain(process_faults(), power_faults(), link_faults(every_cut),
-                                  metadata_faults(), other_faults(), control_faults()))
+                                  restarts_of_cut_off_controllers(), metadata_faults(), other_faults(), control_faults()))
     return sorted(faults, key=lambda fault: (not fault.settings, fault.together is None,
                                              bool(fault.together)))
 
