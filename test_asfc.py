@@ -7726,7 +7726,7 @@ import base64, os, re, subprocess, sys, time
 
 home = os.path.expanduser("~/")
 command = sys.argv[1:]
-words = re.search(" asfc@[^ ]* (.*)", command[-1]).group(1).split()
+words = re.search("asfc-[a-z]+@[^ ]+ (.*)", command[-1]).group(1).split()
 script = base64.b64decode("".join(words)).decode()
 sent = dict(re.findall(r"(?m)^(verb|node|term|move)='?([^'\\n]*)", script))
 hold = open(home + "hold").read() if os.path.exists(home + "hold") else None
@@ -7911,6 +7911,7 @@ class FaultBench(ClusterBench):
     SHORT_LIFE_S = 0.7   # one that ends sooner was no scheduler that ran
     HELD_FILES = ("hold", "held", "release", "answer")
     BREAKING_FILES = ("scheduler_is_broken", "scheduler_crashes_after")
+    ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
         self.cluster = Cluster()
@@ -7920,7 +7921,8 @@ class FaultBench(ClusterBench):
         self._ever = []        # (node, process) of all controllers since the boot
         self._begin()
         try:
-            self.server = serve_on(self.cluster, MariaDbServer)
+            with self.ONE_SERVER:
+                self.server = serve_on(self.cluster, MariaDbServer)
         except BaseException:
             self.close()
             raise
