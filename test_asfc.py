@@ -8306,6 +8306,8 @@ def an_old_start_arrives(bench):
     wait_until(lambda: bench.new_lives() and bench.cluster.watch.alive(), 60,
                "a scheduler elsewhere")
     node.remove("scheduler_is_broken")
+    if bench.settings.get("without_protections"):
+        bench.freeze_controllers(bench.node)   # it would soon stop what it must not have
     frozen.thaw()
     host.write("release", "")
     answer = wait_until(lambda: host.read("answer"), 20, "the answer to the old start")
