@@ -8013,9 +8013,9 @@ class FaultBench(ClusterBench):
             if settings.get("without_protections"):
                 switch_protections_off(host)
         self._begin()
+        self.settings = settings
         self.start_controllers()
         self.wait_for_calm()
-        self.settings = settings
 
     def _wait_for_effects(self, fault):
         """A new scheduler, if one must begin, and a new active controller, if one must."""
