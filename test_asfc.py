@@ -7147,8 +7147,9 @@ class ClusterBench:
         told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
         for name, controller in sorted(self.controllers.items()):
             with contextlib.suppress(OSError):
-                said = [line for line in controller.output().splitlines() if " DEBUG " not in line]
-                told += ["-- {}:".format(name)] + said[-lines:]
+                said = controller.output().splitlines()
+                told += ["-- {}:".format(name)] + [
+                    line for line in said[:-8] if " DEBUG " not in line][-lines:] + said[-8:]
         return "\n".join(told)
 
 
