@@ -7080,9 +7080,9 @@ class ClusterBench:
     def configure(self, host, url=None, **settings):
         """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
         keys = collections.OrderedDict(SETTINGS, **settings)
-        smtp = keys.pop("smtp", "")
+        sections = keys.pop("sections", "")
         text = "[core]\nsql_alchemy_conn = {}\n\n{}\n[scheduler_failover]\n{}".format(
-            (url or self.url).replace("%", "%%"), smtp,
+            (url or self.url).replace("%", "%%"), sections,
             "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None))
         host.write("airflow/airflow.cfg", text)
 
@@ -7575,7 +7575,7 @@ class AlertsByMail(ClusterTest):
             "scheduler_nodes_in_cluster": "a", "retry_count_before_alerting": "3",
             "alert_to_email": "night@example.com, day@example.com",
             "alert_email_subject": "No scheduler!",
-            "smtp": "[smtp]\nsmtp_host = mail\nsmtp_port = {}\nsmtp_starttls = False\n"
+            "sections": "[smtp]\nsmtp_host = mail\nsmtp_port = {}\nsmtp_starttls = False\n"
                     "smtp_mail_from = asfc@example.com\n".format(self.mail_server.port)}
 
     def subjects(self):
@@ -7912,6 +7912,7 @@ class FaultBench(ClusterBench):
     SHORT_LIFE_S = 0.7   # one that ends sooner was no scheduler that ran
     HELD_FILES = ("hold", "held", "release", "answer")
     BREAKING_FILES = ("scheduler_is_broken", "scheduler_crashes_after")
+    OWN_SETTINGS = ("without_protections", "job_table")   # the others are asfc's
     ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
@@ -7979,12 +7980,25 @@ class FaultBench(ClusterBench):
         """Nothing has happened yet."""
         self.active = self.node = self.third = ""
         self.scheduler, self.bound_s = None, 0.0
+        self.hung, self.hung_at = None, 0.0   # a scheduler that does its work no more, since when
         self.lost = set()      # nodes whose controllers a fault ends
         self._undo = []
         self._said = {id(one): len(one.output()) for _, one in self._ever}
         self._kept = dict(self.controllers)
         self._lives_before = list(self.cluster.watch.lives)
         self.began = self.counted_from = clock()
+
+    def _beat_for_schedulers(self):
+        """Write into Airflow's job table what those schedulers would that don't stand still."""
+        url = self.url
+        while self.url == url and self.cluster.watch:
+            beats = ["REPLACE INTO job (id, job_type, state, hostname, latest_heartbeat) VALUES "
+                     "({}, 'SchedulerJob', 'running', '{}', NOW(6));".format(number, life.host)
+                     for number, life in enumerate(self.cluster.watch.lives, 1)
+                     if life.ended is None and (process_fields(life.pid) or "T")[0] != "T"]
+            with contextlib.suppress(AssertionError):
+                self.sql("".join(beats))
+            time.sleep(JOB_HEARTBEAT_S)
 
     def look_around(self):
         """Who is who; from now on is measured."""
@@ -8010,11 +8024,14 @@ class FaultBench(ClusterBench):
             host.write("bin/held-ssh", HELD_SSH, 0o755)
             host.write("bin/slow-ssh", SLOW_SSH.replace("PYTHON", HOST_PYTHON), 0o755)
             self.configure(host, **{key: value for key, value in settings.items()
-                                    if key != "without_protections"})
+                                    if key not in self.OWN_SETTINGS})
             if settings.get("without_protections"):
                 switch_protections_off(host)
         self._begin()
         self.settings = settings
+        if settings.get("job_table"):
+            self.sql(JOB_TABLE.format("", "TIMESTAMP(6) NULL", ""))
+            threading.Thread(target=self._beat_for_schedulers, daemon=True).start()
         self.start_controllers()
         self.wait_for_calm()
 
@@ -8087,9 +8104,10 @@ class FaultBench(ClusterBench):
         """The longest time without a scheduler, from when it counts."""
         now, end, longest = clock(), self.counted_from, 0.0
         for life in sorted(self.cluster.watch.lives, key=lambda life: life.began):
-            if (life.ended or now) - life.began > self.SHORT_LIFE_S:
+            ended = self.hung_at if life is self.hung else life.ended or now
+            if ended - life.began > self.SHORT_LIFE_S:
                 longest = max(longest, life.began - end)
-                end = max(end, life.ended or now)
+                end = max(end, ended)
         return max(longest, now - end if now - end > 0.05 else 0.0)
 
     def role_changes(self):
@@ -8348,6 +8366,19 @@ def two_without_controllers(bench):
     second.kill()
 
 
+def hang(bench):
+    """A scheduler that stands still for good: its heartbeat in the job table shows that."""
+    bench.let_pass(bench.scheduler.began + 2 * JOB_THRESHOLD_S - clock())  # it is no new one
+    bench.freeze([bench.scheduler.pid])
+    bench.hung, bench.hung_at = bench.scheduler, clock()
+
+
+def cut_off_with_a_dead_controller(bench):
+    """Two faults: nobody could end the scheduler there, but the job table tells that it lives."""
+    bench.kill_controllers(bench.node)
+    bench.cut(bench.node, "peers", "silent", "both")
+
+
 def crash_at_start(bench):
     bench.cluster[bench.node].write("scheduler_is_broken", "")
     bench.kill_scheduler()
@@ -8508,6 +8539,12 @@ def confirm_dead(bench):
 
 FAKETIME = "".join(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"))
 DEFAULT_TIMES = {"poll_frequency": None, "heartbeat_timeout": None}
+# Airflow's threshold for WITH_JOB_TABLE, and how often the stand-ins write a heartbeat there.
+JOB_THRESHOLD_S, JOB_HEARTBEAT_S = 6, 0.5
+WITH_JOB_TABLE = {"job_table": True, "sections":
+                  "[scheduler]\nscheduler_health_check_threshold = {}\n".format(JOB_THRESHOLD_S)}
+STOP_S = 2 * int(SETTINGS["scheduler_stop_wait_time"]) + 1
+HUNG_S = JOB_THRESHOLD_S + JOB_HEARTBEAT_S + POLL_S + QUERY_S + STOP_S + START_S
 # max(h, W) + i + 2c + 3 c_m + s
 DEFAULT_LOST_NODE_S = 55 + START_S
 
@@ -8641,6 +8678,9 @@ def other_faults():
     yield Fault("a scheduler that crashes at start on its node", crash_at_start, 2 * DEAD_S)
     yield Fault("a scheduler that crashes again and again, 4 s after its start",
                 crash_again_and_again, DEAD_S, lives=None, scheduler_restart_budget="3")
+    yield Fault("the scheduler hangs, as the job table shows", hang, HUNG_S, **WITH_JOB_TABLE)
+    yield Fault("controller killed and its node cut from its peers, the job table moves",
+                cut_off_with_a_dead_controller, for_s=LONG_S, together=False, **WITH_JOB_TABLE)
     yield Fault("controllers are upgraded one by one", upgrade_one_by_one, roles=1)
     yield Fault("controllers are upgraded one by one while the scheduler's node is off",
                 upgrade_while_a_node_is_off, LOST_NODE_S, roles=1, together=False)
@@ -8661,10 +8701,11 @@ def control_faults():
 
 def all_faults(every_cut=False):
     """The table. Those that take longest come first: so the clusters are done at the same time."""
-    faults = list(itertools.chain(process_faults(), power_faults(), link_faults(every_cut),
-                                  restarts_of_cut_off_controllers(), metadata_faults(), other_faults(), control_faults()))
-    return sorted(faults, key=lambda fault: (not fault.settings, fault.together is None,
-                                             bool(fault.together)))
+    faults = list(itertools.chain(
+        process_faults(), power_faults(), link_faults(every_cut), restarts_of_cut_off_controllers(),
+        metadata_faults(), other_faults(), control_faults()))
+    return sorted(faults, key=lambda fault: (
+        not fault.settings, str(fault.settings), fault.together is None, bool(fault.together)))
 
 
 class FaultRun:
