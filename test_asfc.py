@@ -8134,6 +8134,11 @@ class FaultBench(ClusterBench):
         if downtime_s > self.bound_s:
             problems.append("{:.1f} s without a scheduler, allowed are {:.1f}: {}".format(
                 downtime_s, self.bound_s, watch.lives))
+        if self.bound_s and fault.lives == 1:
+            again_s = self.new_lives()[0].began - self.counted_from
+            if again_s > self.bound_s:
+                problems.append("a scheduler ran again after {:.1f} s, allowed are {:.1f}: {}"
+                                .format(again_s, self.bound_s, watch.lives))
         if roles not in fault.roles:
             problems.append("the active role changed hands {} times, not {}".format(
                 roles, " or ".join(map(str, fault.roles))))
@@ -8371,6 +8376,7 @@ def hang(bench):
     bench.let_pass(bench.scheduler.began + 2 * JOB_THRESHOLD_S - clock())  # it is no new one
     bench.freeze([bench.scheduler.pid])
     bench.hung, bench.hung_at = bench.scheduler, clock()
+    bench.counted_from = bench.hung_at
 
 
 def cut_off_with_a_dead_controller(bench):
@@ -8564,7 +8570,7 @@ def process_faults():
                     together=False)
         yield Fault("SIGSTOP of {} until a silence would be over".format(who),
                     frozen_controller(role), roles=int(role == "active"), together=False,
-                    for_s=LONG_S)
+                    for_s=HEARTBEAT_TIMEOUT_S if role == "third" else LONG_S)
     yield Fault("SIGSTOP of the active controller, the scheduler's node's own",
                 frozen_controller("active"), roles=1, together=True, for_s=LONG_S)
     yield Fault("SIGSTOP of all controllers until a silence would be over", lambda bench: (
@@ -8579,16 +8585,16 @@ def process_faults():
     yield Fault("SIGSTOP of all sshds", lambda bench: [
         bench.freeze(host.sshd()) for host in bench.cluster], for_s=LONG_S)
     yield Fault("SIGKILL of the sshd of the scheduler's node",
-                lambda bench: bench.kill_sshd(bench.node), together=False, for_s=LONG_S)
+                lambda bench: bench.kill_sshd(bench.node), together=False, for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("SIGKILL of all sshds", lambda bench: bench.kill_sshd(*bench.cluster.hosts),
-                for_s=LONG_S)
+                for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("the active controller is frozen between its last check and its send",
                 an_old_start_arrives, LOST_IN_RESTART_S + DEAD_S, roles=1, together=False)
 
 
 def power_faults():
     yield Fault("power-off of a node on standby",
-                lambda bench: bench.power_off(bench.third), for_s=LONG_S)
+                lambda bench: bench.power_off(bench.third), for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("power-off of the active controller's node", lambda bench: (
         bench.power_off(bench.active)), roles=1, together=False, for_s=LONG_S)
     yield Fault("power-off of the scheduler's node",
@@ -8657,11 +8663,12 @@ def metadata_faults():
     yield Fault("controllers restarted one by one while the database is stopped",
                 restart_while_the_database_is_down, DEAD_S, roles=(0, 1), lives=1, mend_first=True)
     yield Fault("the metadata is cleared by the verb", clear_metadata, roles=(0, 1),
-                for_s=2 * HEARTBEAT_TIMEOUT_S)
+                for_s=HEARTBEAT_TIMEOUT_S + 2 * INTERVAL_S)
     yield Fault("the metadata is restored from before a move", metadata_from_before_a_move,
-                for_s=LONG_S)
+                for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("the metadata is restored from before a takeover and a move",
-                metadata_from_before_a_takeover_and_a_move, roles=(0, 1), for_s=LONG_S)
+                metadata_from_before_a_takeover_and_a_move, roles=(0, 1),
+                for_s=HEARTBEAT_TIMEOUT_S + 2 * INTERVAL_S)
 
 
 def other_faults():
@@ -8670,7 +8677,7 @@ def other_faults():
                     together=False)
     yield Fault("all controllers begin at once on new hosts", all_begin_at_once, DEAD_S, roles=0)
     yield Fault("all controllers are killed and begin again at once", all_begin_again_at_once,
-                roles=(0, 1), for_s=LONG_S)
+                roles=(0, 1), for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("a second scheduler is started by hand on the same host", second_on_the_same_host,
                 lives=1, overlap_s=SECOND_BY_HAND_S)
     yield Fault("a second scheduler is started by hand on another host", second_on_another_host,
