@@ -8585,7 +8585,8 @@ def process_faults():
     yield Fault("SIGSTOP of all sshds", lambda bench: [
         bench.freeze(host.sshd()) for host in bench.cluster], for_s=LONG_S)
     yield Fault("SIGKILL of the sshd of the scheduler's node",
-                lambda bench: bench.kill_sshd(bench.node), together=False, for_s=HEARTBEAT_TIMEOUT_S)
+                lambda bench: bench.kill_sshd(bench.node), together=False,
+                for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("SIGKILL of all sshds", lambda bench: bench.kill_sshd(*bench.cluster.hosts),
                 for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("the active controller is frozen between its last check and its send",
@@ -8717,7 +8718,7 @@ def all_faults(every_cut=False):
 
 class FaultRun:
     """Faults done on several clusters side by side."""
-    CLUSTERS = 3
+    CLUSTERS = 4
 
     def __init__(self, faults, told=None):
         self._waiting = collections.deque(faults)
