@@ -8534,11 +8534,11 @@ def confirm_dead(bench):
     bench.let_pass(LONG_S)
     if bench.new_lives():
         raise AssertionError("a scheduler was started without a proof")
-    bench.counted_from = clock()
     done = bench.cluster[bench.third].run(
         [HOST_PYTHON, "asfc.py", "confirm_dead", bench.node, "--yes"])
     if done.returncode:
         raise AssertionError("confirm_dead: {}{}".format(done.stdout, done.stderr))
+    bench.counted_from = clock()
 
 
 # -- the table
