@@ -7749,21 +7749,45 @@ os.rename(home + "answer.new", home + "answer")
 """
 
 
+def switch_protections_off(host):
+    """The nodes' script then takes every pair for a new one, and every promise for a good one."""
+    text = host.read("asfc.py")
+    for protection, instead in UNPROTECTED:
+        if text.count(protection) != 1:
+            raise AssertionError("the script has not one {!r}".format(protection))
+        text = text.replace(protection, instead)
+    host.write("asfc.py", text)
+
+
+UNPROTECTED = [
+    ("\npass_gate\nload_intent\n",
+     '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
+     'tell gate "$gate"\nload_intent\n'),
+    ('    [ "$2" = "$boot" ] && [ "$now" -lt "$3" ]\n', "    :\n")]
+
+
 class StartsThatArriveLate(ClusterTest):
     """A start for b that is on its way while the scheduler was moved to c."""
 
     def begin(self):
-        """Controllers everywhere, a active; its first start, for b, is kept back; b is broken."""
+        """Controllers everywhere, a active. Its scheduler breaks, and the start for the next node,
+        b, is kept back; b is broken, too.
+        """
         for host in self.cluster:
             host.write("bin/slow-ssh", SLOW_SSH.replace("PYTHON", HOST_PYTHON), 0o755)
             self.configure(host, scheduler_nodes_in_cluster="b, c, a", ssh_command="slow-ssh",
                            query_timeout="2", poll_frequency="1", heartbeat_timeout="8")
-        self.cluster["b"].write("scheduler_is_broken", "")
-        self.cluster["a"].write("hold", "b")
         self.start_controller("a")
         self.wait_for_active("a", 15)
         self.start_controller("b")
         self.start_controller("c")
+        self.wait_for_quiet("a", "a", 30)
+        for name in "bc":
+            self.wait_for_words(name, "standby: a is active", 10)
+        self.cluster["a"].write("hold", "b")
+        for name in "ab":
+            self.cluster[name].write("scheduler_is_broken", "")
+        os.kill(self.cluster.watch.wait_for_one(5, "a").pid, signal.SIGKILL)
         wait_until(lambda: self.cluster["a"].read("held"), 40, "a start for b on its way")
 
     def deliver(self):
@@ -7790,18 +7814,14 @@ class StartsThatArriveLate(ClusterTest):
     def assert_two_schedulers(self):
         """What the gate is for: without it the late start makes a second scheduler."""
         self.cluster.watch.wait_for_one(5, "c")
+        self.controllers["b"].freeze()   # it would soon stop what it must not have
         self.assertIn("the start command was launched", self.deliver())
         wait_until(self.cluster.watch.overlaps, 10, "two schedulers at the same time")
 
     def switch_the_gate_off(self):
         """The nodes' script then takes every pair for a new one."""
-        gate = "\npass_gate\nload_intent\n"
         for host in self.cluster:
-            text = host.read("asfc.py")
-            self.assertEqual(text.count(gate), 1)
-            host.write("asfc.py", text.replace(
-                gate, '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
-                      'tell gate "$gate"\nload_intent\n'))
+            switch_protections_off(host)
 
     def freeze_the_sender(self):
         """The active controller stands still with its start on the way; its successor moves on."""
@@ -8295,23 +8315,6 @@ exec ~/bin/slow-ssh "$@"
 """
 
 
-def switch_protections_off(host):
-    """The nodes' script then takes every pair for a new one, and every promise for a good one."""
-    text = host.read("asfc.py")
-    for protection, instead in UNPROTECTED:
-        if text.count(protection) != 1:
-            raise AssertionError("the script has not one {!r}".format(protection))
-        text = text.replace(protection, instead)
-    host.write("asfc.py", text)
-
-
-UNPROTECTED = [
-    ("\npass_gate\nload_intent\n",
-     '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
-     'tell gate "$gate"\nload_intent\n'),
-    ('    [ "$2" = "$boot" ] && [ "$now" -lt "$3" ]\n', "    :\n")]
-
-
 # -- faults that take several steps
 
 
@@ -8327,8 +8330,7 @@ def an_old_start_arrives(bench):
     frozen.freeze()
     bench.wait_for_active([name for name in bench.cluster.hosts if name != bench.active],
                           TAKEOVER_S + 5)
-    wait_until(lambda: bench.new_lives() and bench.cluster.watch.alive(), 60,
-               "a scheduler elsewhere")
+    wait_for_another_node(bench, 60)
     node.remove("scheduler_is_broken")
     if bench.settings.get("without_protections"):
         bench.freeze_controllers(bench.node)   # it would soon stop what it must not have
@@ -8388,15 +8390,21 @@ def cut_off_with_a_dead_controller(bench):
 def crash_at_start(bench):
     bench.cluster[bench.node].write("scheduler_is_broken", "")
     bench.kill_scheduler()
+    wait_for_another_node(bench, 2 * DEAD_S + 15)
 
 
 def crash_again_and_again(bench):
     bench.cluster[bench.node].write("scheduler_crashes_after", "4")
     bench.kill_scheduler()
+    wait_for_another_node(bench, 4 * (bench.bound_s + 4))
+
+
+def wait_for_another_node(bench, timeout_s):
+    """Wait until the scheduler has lived for a while where its start is not broken."""
     def elsewhere():
         alive = bench.cluster.watch.alive()
-        return alive and alive[0].host != bench.node and clock() - alive[0].began > 6
-    wait_until(elsewhere, 4 * (bench.bound_s + 4), lambda: "a scheduler elsewhere: {}".format(
+        return alive and alive[0].host != bench.node and clock() - alive[0].began > 2
+    wait_until(elsewhere, timeout_s, lambda: "a scheduler elsewhere: {}".format(
         bench.cluster.watch.lives))
 
 
@@ -8492,7 +8500,6 @@ def restore(bench):
 def move(bench):
     """Have the scheduler run on another node."""
     crash_at_start(bench)
-    wait_until(lambda: bench.new_lives() and bench.cluster.watch.alive(), 60, "a move")
     bench.wait_for_calm()
     bench.cluster[bench.node].remove("scheduler_is_broken")
 
@@ -8590,7 +8597,8 @@ def process_faults():
     yield Fault("SIGKILL of all sshds", lambda bench: bench.kill_sshd(*bench.cluster.hosts),
                 for_s=HEARTBEAT_TIMEOUT_S)
     yield Fault("the active controller is frozen between its last check and its send",
-                an_old_start_arrives, LOST_IN_RESTART_S + DEAD_S, roles=1, together=False)
+                an_old_start_arrives, LOST_IN_RESTART_S + DEAD_S, roles=1, lives=None,
+                together=False)
 
 
 def power_faults():
@@ -8683,7 +8691,8 @@ def other_faults():
                 lives=1, overlap_s=SECOND_BY_HAND_S)
     yield Fault("a second scheduler is started by hand on another host", second_on_another_host,
                 lives=1, overlap_s=SECOND_BY_HAND_S)
-    yield Fault("a scheduler that crashes at start on its node", crash_at_start, 2 * DEAD_S)
+    yield Fault("a scheduler that crashes at start on its node", crash_at_start, 2 * DEAD_S,
+                lives=None)
     yield Fault("a scheduler that crashes again and again, 4 s after its start",
                 crash_again_and_again, DEAD_S, lives=None, scheduler_restart_budget="3")
     yield Fault("the scheduler hangs, as the job table shows", hang, HUNG_S, **WITH_JOB_TABLE)
