@@ -5847,8 +5847,8 @@ class FailoverController:
     """One node's controller. Each turn observes, decides, acts and records, in this order.
 
     The heartbeat, the turns, the fence, the look at the own node, the watch over the others, the
-    health page, the job table and the mails have loops of their own. Each is a step that returns the seconds after which it
-    wants to be called next.
+    health page, the job table and the mails have loops of their own. Each is a step that returns
+    the seconds after which it wants to be called next.
     """
     MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
     SLACK_S = 2.0             # for the turn's own work, beside what it waits for
