@@ -2332,14 +2332,17 @@ class MySQLMetadataService(_ClientMetadataService):
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
                         mode: str = "rw") -> List[Tuple[str, ...]]:
+        had_met = self._has_met
         try:
-            if not self._has_met:
+            if not had_met:
                 self._meet(deadline)
             return super()._run_statements(statements, deadline, mode)
         except _NoTableError:
             raise
         except MetadataError:
-            self._has_met = False  # whatever answers next may be another server, or another client
+            # Whatever answers next may be another server, or another client. But one that was met
+            # just now stays so: a slow server would never have the time for both.
+            self._has_met = self._has_met and not had_met
             raise
 
     def _meet(self, deadline: float) -> None:

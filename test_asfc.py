@@ -1583,6 +1583,20 @@ class ClientsThatTalkNonsense(unittest.TestCase):
                     self.assertNotRegex(str(caught.exception), "\n|se cret|Traceback")
                     self.assertRegex(str(caught.exception), r" at h:\d+, database d: ")
 
+    def test_a_server_that_takes_more_than_half_of_the_limit_is_met_once_and_then_used(self):
+        stand_in(self, "mysql", self.VERSION + (
+            "sleep 0.6; grep -q version_comment && printf 'server\\nversion\\tMariaDB\\n'\n"
+            "printf 'server\\nend\\n'\n"))
+        service = service_for("mysql://u:p@h/d", limit_s=1.0)
+        for failure in range(2):
+            with self.assertRaises(asfc.MetadataError):
+                service.read_all()
+            for _ in range(2):
+                self.assertEqual(service.read_all(), {})
+            service._has_met = False   # as after a failure
+        with self.assertRaises(asfc.MetadataError):
+            service.read_all()
+
     def test_can_not_claim_a_write_that_did_not_happen(self):
         rows = {"two rows changed": r"won\t2\nrecord\t61\t2\t62\nend\n",
                 "no count": r"record\t61\t2\t62\nend\n",
