@@ -6581,6 +6581,7 @@ class SimulatedNode(NodeModel):
         self.host = host
         self.alive = ()
         self.pending = []        # starts whose command has ended, and whose process comes later
+        self.strays = []         # start commands beside which another one was started
         self._mains = []
         super().__init__(host.now)
 
@@ -6604,12 +6605,18 @@ class SimulatedNode(NodeModel):
         super().appear(detached)
         self.compare()
 
+    def emerge(self):
+        """A process that belongs to no start command of the model appears."""
+        self.last_pid += 1
+        self.mains = self.mains + [asfc.Process(self.last_pid, int(self.clock() * 100), 1,
+                                                self.last_pid, 0, "airflow scheduler")]
+
     def die(self, remnants=0):
         super().die(remnants)
         self.compare()
 
     def power_cycle(self):
-        self.pending = []
+        self.pending, self.strays = [], []
         super().power_cycle()
 
     def processes(self, node):
@@ -6631,11 +6638,13 @@ class SimulatedNode(NodeModel):
             if script.pid == process.pid:
                 script.kill()
         self.pending = [pid for pid in self.pending if pid != process.pid]
+        if process.pid == self.COMMAND_PID:
+            self.strays = []
         super().signal(process, number)
 
     def _stop(self, request, lines):
         if not request.keep:
-            self.pending = []
+            self.pending, self.strays = [], []
         yield from super()._stop(request, lines)
 
 
@@ -6651,10 +6660,12 @@ class SimulatedHost:
         self.last_script = 0
         self.metadata = simulation.metadata
         self.starts_after_s = simulation.random.uniform(0, 3)
+        self.last_command = self.settled = None   # start commands
         self.stubborn = self.broken = False
         self.no_promise = ""
         self.absent_since = self.clock.time    # its controller does not run; None: it does
         self.absences = []
+        self.ended_in_order = False       # then it took its promise back, and is not missed
         self.lock_id = "lock-" + name
         self.model = SimulatedNode(self)
         self.model.directory_id = self.lock_id
@@ -6663,6 +6674,10 @@ class SimulatedHost:
     def is_other(self):
         """Whether it belongs to another cluster."""
         return self.metadata is not self.simulation.metadata
+
+    def is_settled(self, command):
+        """Whether a start command has become a scheduler, or has ended otherwise."""
+        return command is self.settled
 
     def die(self, remnants):
         if self.model.alive:
@@ -6718,6 +6733,7 @@ class SimulatedHost:
     # -- its controller's life
 
     def begins(self):
+        self.ended_in_order = False
         if self.absent_since is not None:
             self.absences.append((self.absent_since, self.clock.time))
         self.absent_since = None
@@ -6789,6 +6805,8 @@ class SimulatedWorld(VirtualWorld):
             self.reach("send", "send " + verb)
         calls = [self.cluster.send(self, command) for command in commands]
         self.wait_for(calls, max([command.timeout_s for command in commands] or [0]))
+        for command, call in zip(commands, calls):
+            self.cluster.note_silence(self.name, command.request, call.result is None)
         none = asfc.CommandResult(None, "", "", "no answer in time")
         return [call.result or none for call in calls]
 
@@ -6837,6 +6855,8 @@ class SimulatedClient(asfc.MetadataService):
             world.reach("exchange", *("write " + write.name.partition("/")[0]
                                       for write in writes))
         call = world.host.metadata.send(world.host, writes)
+        if writes:
+            world.reach("reply")
         world.wait_for([call], self.limit_s)
         if call.result is None:
             raise asfc.MetadataError("no answer in time")
@@ -6947,9 +6967,9 @@ class Simulation(VirtualCluster):
         self.mails, self.told = [], {}
         self.hosts, self.worlds = {}, {}
         self.live = []                    # leases of controllers that run
-        self.answered_at = {}             # (asker, node): when an answer last came back
         self.highest_start = asfc.Pair(0, 0)
-        self.accepted, self.last_start = {}, None
+        self.unanswered = collections.Counter()   # (asker, node): queries in a row
+        self.left = {}                    # the same for the one that decided on a start last
         self.snapshot = None
         self.driver = None
         self.jump_s = self.late_starts = 0.0
@@ -7035,6 +7055,7 @@ class Simulation(VirtualCluster):
         try:
             world.controller.run()
             self.tell("the controller on {} has ended in order".format(host.name))
+            host.ended_in_order = True
         except asfc.AsfcError as error:
             self.count["controllers that ended by an error"] += 1
             self.tell("the controller on {} ends: {}".format(host.name, error))
@@ -7045,7 +7066,8 @@ class Simulation(VirtualCluster):
         world.dead = True
         if host.world is world:
             host.world = None
-            host.ends()
+            if not host.ended_in_order:
+                host.ends()
         if world.controller.lease in self.live:
             self.live.remove(world.controller.lease)
 
@@ -7145,7 +7167,6 @@ class Simulation(VirtualCluster):
             if self.random.random() < self.lost_share or not self.passes(target.name, origin):
                 self.count["replies of nodes lost"] += 1
                 return
-            self.answered_at[origin, target.name] = clock.time
             call.finish(clock, asfc.CommandResult(0, text, ""))
 
         def arrive():
@@ -7181,10 +7202,12 @@ class Simulation(VirtualCluster):
     def start_accepted(self, host, request):
         """A node's last test was passed: the start command runs."""
         pair, model = request.stamp.pair, host.model
-        command = model.command
-        if command is None or command is self.last_start:
+        command, before = model.command, host.last_command
+        if command is None or command is before:
             return   # it was killed while the script stood there
-        self.last_start = command
+        if before is not None and before.runs and not host.is_settled(before):
+            model.strays.append(before)
+        host.last_command = command
         self.count["accepted starts"] += 1
         self.tell("{} accepts the start of {} {}".format(
             host.name, request.stamp.instance[:4], pair))
@@ -7203,7 +7226,12 @@ class Simulation(VirtualCluster):
     def when_command(self, host, command, delay_s, function):
         def happen():
             if host.model.command is command:
+                host.settled = command
                 function()
+            elif command in host.model.strays:
+                host.model.strays.remove(command)
+                if function == host.model.appear:
+                    host.model.emerge()
         host.call(delay_s, happen)
 
     def start_is_normal(self, host, command):
@@ -7291,19 +7319,19 @@ class Simulation(VirtualCluster):
             len(alive), ", ".join(host.name for host in alive)))
 
     def is_declared(self, host):
-        """Whether the host could not fence itself in time, and was cut off for W as well.
+        """Whether the host could not fence itself in time, and gave no answer by ssh, either.
 
-        Its controller did not run at some moment after its deadline, and it gave no answer to any
-        other host for about W.
+        Its controller did not run at some moment after its deadline, and two queries in a row of
+        the one that has decided on the start had no answer.
         """
         deadline = host.model.fence_deadline
-        if deadline is None:
-            return False
-        ended = host.true_time(deadline)
-        last = max([at for (_, name), at in self.answered_at.items() if name == host.name] or [0])
-        silence_s = asfc.silence_s(host.configuration.promise_s)
-        return host.was_absent_within(ended, self.clock.time) \
-            and self.clock.time - last > 0.8 * silence_s
+        return deadline is not None and self.left.get(host.name, 0) >= 2 \
+            and host.was_absent_within(host.true_time(deadline), self.clock.time)
+
+    def note_silence(self, asker, request, is_silent):
+        if request and request.verb == "query":
+            count = self.unanswered[asker, request.node] + 1 if is_silent else 0
+            self.unanswered[asker, request.node] = count
 
     def note_signal(self, host, loop, process, number):
         if process[:2] in host.model.alive:
@@ -7344,8 +7372,11 @@ class Simulation(VirtualCluster):
                 " started" if record.started else "",
                 ", PAUSED" if record.paused else ""))
 
-    def count_decision(self, decision):
+    def note_decision(self, seen, configuration, decision):
         for action in decision.actions:
+            if isinstance(action, asfc.StartScheduler):
+                asker = configuration.node_name
+                self.left = {name: self.unanswered[asker, name] for name in self.hosts}
             if isinstance(action, asfc.StartScheduler) and "silent for" in action.proof:
                 self.count["silences that proved"] += 1
             elif isinstance(action, asfc.StartScheduler) and "own controller says" in action.proof:
@@ -7363,12 +7394,13 @@ class Simulation(VirtualCluster):
 
         def decide(seen, configuration):
             decision = real_decide(seen, configuration)
-            self.count_decision(decision)
+            self.note_decision(seen, configuration, decision)
             return decision
         with mock.patch.object(asfc, "decide", decide):
-            self.clock.drive(self.play)
-        for error in self.clock.failures:
-            self.violations.append("error: {!r}".format(error))
+            try:
+                self.clock.drive(self.play)
+            except Exception:
+                self.violations.append(traceback.format_exc())
         return self
 
     def play(self):
@@ -7420,15 +7452,16 @@ class Simulation(VirtualCluster):
             self.clock.enter(thread, self.clock.time)
 
     def resume(self):
-        self.change_cluster(lambda record: record._replace(paused=""))
+        self.tell("a person resumes")
+        host = self.hosts[self.names[0]]
+        with contextlib.redirect_stdout(io.StringIO()):
+            asfc.resume(SimulatedWorld(host), host.configuration, MetadataAtOnce(self.metadata))
 
-    def change_cluster(self, change):
-        """What a verb does: one conditional write, which leaves the holder's fields alone."""
-        found = self.metadata.records.get(asfc.CLUSTER)
-        if found:
-            record = change(asfc.ClusterRecord.from_text(found.value))
-            self.metadata.apply([asfc.Write(asfc.CLUSTER, record.to_text(), found.version)])
-            self.tell("a verb has changed the record cluster")
+    def pause(self):
+        """What the verb writes; what it waits for after that is left out."""
+        MetadataAtOnce(self.metadata).change_cluster(
+            lambda records: asfc.ClusterRecord.from_text(records[asfc.CLUSTER].value)._replace(
+                paused="a test") if asfc.CLUSTER in records else None)
 
     def health_page(self):
         """A scheduler that lives and does not hang beats every 2 s."""
@@ -7554,7 +7587,7 @@ def upgrade(simulation):
 
 
 POINTS = ("send start", "send start", "send stop", "send query", "exchange", "write cluster",
-          "signal", "write file", "write node")
+          "signal", "write file", "write node", "reply", "reply")
 
 
 @fault
@@ -7577,6 +7610,32 @@ def set_traps(simulation, point, freeze_s):
         host.traps.append(Trap(point, freeze_s))
         if freeze_s is None:
             simulation.later(8, simulation.start_controller, host.name)
+
+
+@fault
+def trap_after_write(simulation):
+    """The active controller is frozen when its heartbeat is sent and not confirmed yet."""
+    for name in simulation.active_hosts():
+        simulation.hosts[name].traps.append(
+            Trap("reply", simulation.random.choice((6, 10, 12, 15, 20))))
+
+
+@fault
+def restart_and_cut(simulation):
+    """The host of the scheduler is cut off, and its controller is started again then."""
+    for host in simulation.alive_on()[:1]:
+        cut_off(simulation, host.name, "both", 40)
+        simulation.later(0.5, simulation.kill_controller, host.name)
+        simulation.later(2, simulation.start_controller, host.name)
+
+
+@fault
+def stop_and_cut(simulation):
+    """The controller beside the scheduler is stopped in order when it can't write any more."""
+    for host in simulation.alive_on()[:1]:
+        cut_off(simulation, host.name, "both", 40)
+        simulation.later(simulation.random.choice((0.0, 1, 4)), simulation.stop_controller,
+                         host.name)
 
 
 SCRIPT_POINTS = ("locked", "gate written", "launched", "intent written", "last test passed",
@@ -7683,6 +7742,62 @@ def starts_late(simulation):
 
 
 @fault
+def late_start_and_cut(simulation):
+    """A start waits in the sshd of a host that is cut off, until another one has the scheduler."""
+    simulation.set_for(5, simulation, "late_starts", 1.0)
+    simulation.set_for(5, simulation, "late_s", 60)
+    for host in simulation.alive_on()[:1]:
+        scheduler_dies(simulation)
+        simulation.later(simulation.random.uniform(3, 5), cut_off, simulation, host.name, "both",
+                         40)
+
+
+@fault
+def late_starts_only(simulation):
+    """Starts wait in sshd for a while; most else goes through."""
+    simulation.set_for(20, simulation, "late_starts", 0.8)
+    simulation.set_for(20, simulation, "late_share", 0.2)
+    simulation.set_for(20, simulation, "late_s", simulation.random.choice((5, 8)))
+    scheduler_dies(simulation)
+
+
+@fault
+def dead_and_lost(simulation):
+    """A node's controller is dead for good, and some answers of the node are lost."""
+    for host in simulation.alive_on()[:1]:
+        simulation.kill_controller(host.name)
+        simulation.later(40, simulation.start_controller, host.name)
+        simulation.later(10, simulation.set_for, 20, simulation, "lost_share", 0.3)
+
+
+@fault
+def slow_start_and_cut(simulation):
+    """A host is cut off while its start command runs."""
+    simulation.start_kinds = ("slow",)
+    simulation.later(5, setattr, simulation, "start_kinds", ("normal",))
+    for host in simulation.alive_on()[:1]:
+        scheduler_dies(simulation)
+        simulation.later(simulation.random.uniform(2, 5), cut_off, simulation, host.name, "both",
+                         40)
+
+
+@fault
+def pause_and_cut(simulation):
+    """The scheduler's host is cut off just when asfc is paused; then asfc is resumed."""
+    for host in simulation.alive_on()[:1]:
+        pause(simulation)
+        simulation.later(simulation.random.uniform(0.2, 2), cut_off, simulation, host.name, "both",
+                         40)
+
+
+@fault
+def clear_and_cut(simulation):
+    for host in simulation.alive_on()[:1]:
+        cut_off(simulation, host.name, "both", 40)
+        simulation.later(simulation.random.uniform(0, 3), metadata_cleared, simulation)
+
+
+@fault
 def replies_lost(simulation):
     simulation.set_for(simulation.random.choice((3, 10, 20)), simulation, "lost_share",
                        simulation.random.choice((0.2, 0.6)))
@@ -7742,7 +7857,7 @@ def pause(simulation):
     """A person pauses asfc, and resumes it later."""
     simulation.tell("asfc is paused")
     simulation.count["pauses"] += 1
-    simulation.change_cluster(lambda record: record._replace(paused="a test"))
+    simulation.pause()
     simulation.later(simulation.random.choice((2, 8, 20)), simulation.resume)
 
 
@@ -7768,13 +7883,14 @@ class Mix:
     """What befalls the hosts of a run: which faults and how often, and what has to be exercised."""
     WARM_UP_S = 13.0
 
-    def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), **chances):
+    def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), tail_s=(0, 20),
+                 budget=3, **chances):
         self.name, self.faults = name, faults.split()
         self.counters = [counter.strip() for counter in counters.split(",") if counter.strip()]
-        self.faults_of_a_run = faults_of_a_run
+        self.faults_of_a_run, self.tail_s, self.budget = faults_of_a_run, tail_s, budget
         self.chances = dict({"fence_command": 0.1, "keep": 0.05, "no_promise": 0.05, "page": 0.2,
                              "operator": 0.4, "odd_starts": 0.3, "stubborn": 0.2, "lists": 0.1,
-                             "long_start": 0.05}, **chances)
+                             "long_start": 0.05, "apart": 0.6}, **chances)
 
     def prepare(self, simulation):
         """Draw the hosts, their clocks and their settings."""
@@ -7784,7 +7900,9 @@ class Mix:
         simulation.stop_wait_s = common["scheduler_stop_wait_time"]
         for name in simulation.names:
             fields = dict(common, node_name=name, scheduler_nodes_in_cluster=simulation.names)
-            if rng.random() < 0.25:
+            if self.chances.get("different_h"):
+                fields.update(heartbeat_timeout=rng.choice((7.5, 15.0)))
+            elif rng.random() < 0.25:
                 fields.update(heartbeat_timeout=rng.uniform(7.5, 12.0),
                               fence_grace_time=rng.uniform(0.5, 3.0))
             if self.happens(rng, "lists"):
@@ -7796,6 +7914,16 @@ class Mix:
             host.no_promise = "drawn so" if self.happens(rng, "no_promise") else ""
         if self.happens(rng, "odd_starts"):
             simulation.start_kinds = ("normal", "slow", "broken", "crashing", "late")
+
+    @staticmethod
+    def part(simulation):
+        """Have another controller be active than the one beside the scheduler."""
+        homes = [host.name for host in simulation.alive_on()]
+        for name in simulation.active_hosts():
+            if name in homes:
+                simulation.stop_controller(name)
+                simulation.later(4, simulation.start_controller, name)
+        simulation.wait(7)
 
     def happens(self, rng, what):
         return rng.random() < self.chances[what]
@@ -7813,7 +7941,7 @@ class Mix:
                 "poll_frequency": rng.uniform(1.0, 4.0), "query_timeout": rng.uniform(1.0, 2.0),
                 "scheduler_start_timeout": 90.0 if long_start else rng.choice((8.0, 12.0)),
                 "scheduler_stop_wait_time": 1.0, "scheduler_restart_sleep_time": rng.uniform(3, 5),
-                "scheduler_restart_window": 60.0, "scheduler_restart_budget": 3,
+                "scheduler_restart_window": 60.0, "scheduler_restart_budget": self.budget,
                 "airflow_scheduler_start_command":
                     "start it" if self.happens(rng, "operator") else "",
                 "health_urls": ("http://page/health",) if page else (), "health_threshold_s": 6.0,
@@ -7822,18 +7950,21 @@ class Mix:
 
     def play(self, simulation):
         rng = simulation.random
+        if self.happens(rng, "apart"):
+            self.part(simulation)
         for _ in range(rng.randint(*self.faults_of_a_run)):
             FAULTS[rng.choice(self.faults)](simulation)
             simulation.wait(rng.choice((0.0, 0.3, 1, 3, 6, 10)))
             if simulation.violations:
                 return
-        simulation.wait(rng.uniform(0, 20))
+        simulation.wait(rng.uniform(*self.tail_s))
 
 
 class PeacefulMix(Mix):
     """Nothing befalls the scheduler and its node: so nothing may be done to it (P6)."""
 
     def play(self, simulation):
+        simulation.wait(3)
         simulation.peaceful = len(simulation.alive_on()) == 1
         simulation.count["healthy schedulers watched"] += simulation.peaceful
         super().play(simulation)
@@ -7891,12 +8022,247 @@ MIXES = {mix.name: mix for mix in (
         "starts_late", ALWAYS + ", hosts fenced by command, silences that proved",
         fence_command=0.4),
 )}
+MIXES["restart-and-cut"] = Mix(
+    "restart-and-cut", "restart_and_cut restart_and_cut kill_active", ALWAYS, (1, 3),
+    fence_command=0.0)
+MIXES["stop-and-cut"] = Mix("stop-and-cut", "stop_and_cut stop_and_cut kill_active", ALWAYS,
+                            (1, 3), fence_command=0.0)
+MIXES["late-start-and-cut"] = Mix(
+    "late-start-and-cut", "late_start_and_cut slow_start_and_cut", ALWAYS + ", late starts,"
+    "starts refused by the deadline", (1, 2), (20, 40), fence_command=0.0, apart=1.0,
+    long_start=0.6)
+MIXES["late-start-and-move"] = Mix(
+    "late-start-and-move", "late_starts_only scheduler_dies", ALWAYS + ", late starts,"
+    "starts refused by the gate", (3, 6), (10, 25), budget=1, fence_command=0.0, apart=1.0,
+    odd_starts=0.0)
+MIXES["lost-replies"] = Mix(
+    "lost-replies", "dead_and_lost replies_lost", ALWAYS + ", replies of nodes lost", (1, 2),
+    (25, 40), fence_command=0.0, apart=1.0)
+MIXES["pause-and-cut"] = Mix("pause-and-cut", "pause_and_cut", ALWAYS + ", pauses", (1, 2),
+                             (15, 30), fence_command=0.0, apart=1.0)
+MIXES["clear-and-cut"] = Mix("clear-and-cut", "clear_and_cut", ALWAYS + ", clears", (1, 2),
+                             (15, 30), fence_command=0.0, keep=1.0)
+MIXES["freeze-after-write"] = Mix("freeze-after-write", "trap_after_write trap_after_write "
+                                  "kill_active scheduler_dies", ALWAYS + ", caught before reply")
+MIXES["different-h"] = Mix("different-h", "metadata_slow metadata_slow metadata_replies_lost "
+                           "freeze_active cut", ALWAYS, different_h=True)
 MIXES["two-clusters"] = TwoClusters(
     "two-clusters", "kill_active freeze_active scheduler_dies cut cut_scheduler node_is_broken "
     "ssh_late", ALWAYS + ", requests of another cluster refused")
 MIXES["peace"] = PeacefulMix(
     "peace", "kill kill_active freeze freeze_active stop upgrade trap wall_clock_jumps page_away",
     "takeovers, healthy schedulers watched", odd_starts=0.0, lists=0.0, page=0.3)
+
+
+# -- protections, switched off one by one
+
+
+def always(value):
+    return lambda *_, **__: value
+
+
+class Switched:
+    """Patches that switch a protection off, for the time of a `with`."""
+
+    def __init__(self, *patches):
+        self.patches = patches   # (object, name, function of the original)
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        for owner, name, change in self.patches:
+            original = owner.__dict__[name]
+            self.stack.enter_context(mock.patch.object(owner, name, change(original)))
+
+    def __exit__(self, *_):
+        self.stack.close()
+
+
+def without_versions(original):
+    def write_one(self, write):
+        found = self.records.get(write.name)
+        self.records[write.name] = asfc.Record((found.version if found else 0) + 1, write.value)
+        return True
+    return write_one
+
+
+def counted_from_the_reply(original):
+    def write(self, record):
+        won = original(self, record)
+        if won:
+            self._confirmed_at = self._world.now()
+        return won
+    return write
+
+
+def sooner(original):
+    """A standby that waits for a fifth of h."""
+    def claim_reason(self):
+        record = self.record
+        if record:
+            self.record = record._replace(heartbeat_timeout=record.heartbeat_timeout / 5)
+        try:
+            return original(self)
+        finally:
+            self.record = record
+    return claim_reason
+
+
+def own_h(original):
+    """A standby that waits for the h of its own configuration."""
+    def claim_reason(self):
+        record = self.record
+        if record:
+            self.record = record._replace(heartbeat_timeout=self._configuration.heartbeat_timeout)
+        try:
+            return original(self)
+        finally:
+            self.record = record
+    return claim_reason
+
+
+def gate_takes_all(original):
+    def pass_gate(self, request, lines):
+        stamp = request.stamp
+        self.gate = asfc.Gate(stamp.pair, stamp.instance, stamp.cluster, request.node)
+        lines.append(self._gate_line())
+        yield "gate written"
+    return pass_gate
+
+
+def gate_without_cluster(original):
+    def pass_gate(self, request, lines):
+        if self.gate:
+            self.gate = self.gate._replace(cluster=request.stamp.cluster)
+            if request.stamp.pair == self.gate.pair:
+                self.gate = self.gate._replace(instance=request.stamp.instance)
+        return original(self, request, lines)
+    return pass_gate
+
+
+def launch_without_intent(original):
+    def launch(self, request, lines):
+        result = yield from original(self, request, lines)
+        self.intent = None
+        return result
+    return launch
+
+
+def start_in_the_same_turn(original):
+    """The list is shrunk and the start sent on answers that came before the move's first write."""
+    def move_to(seen, chosen, fields):
+        decision = original(seen, chosen, fields)
+        if not all(seen.proven_stopped(node) for node in seen.record.possible_nodes):
+            return decision
+        changed = dict(decision.actions[0].fields, possible_nodes=(chosen,), started=True)
+        return decision._replace(actions=(asfc.ChangeRecord(changed, True),
+                                          asfc.StartScheduler(chosen, "")))
+    return move_to
+
+
+def unknown_is_stopped(original):
+    def proven_stopped(self, node):
+        report = self.reports.get(node)
+        return original(self, node) or bool(report and not report.answered)
+    return proven_stopped
+
+
+def record_alone_is_silent(original):
+    """Silence of the record alone: what the node answers is not waited for."""
+    def facts(self, node, pair):
+        found = original(self, node, pair)
+        return found._replace(silent_s=found.record_age_s, unanswered=2, asked_in_move=True)
+    return facts
+
+
+def fence_of_mains_only(original):
+    return lambda *arguments: original(*arguments)._replace(starting=())
+
+
+def never_frozen(original):
+    def step(self):
+        self._ran_at = self._world.now()
+        return original(self)
+    return step
+
+
+def no_fence_while_paused(original):
+    """A pause that ends the fence before its promise is taken back."""
+    def step(self):
+        record = self._world.controller.lease.record
+        return 1.0 if record and record.paused else original(self)
+    return step
+
+
+class Protection:
+    """A protection of protocol.md: how it is switched off, and what then finds a violation."""
+
+    def __init__(self, name, switch, mix, first=0, seeds=40):
+        self.name, self.switch, self.mix = name, switch, mix
+        self.first, self.seeds = first, seeds
+
+
+def blind_to_old_metadata():
+    return Switched(
+        (asfc.Lease, "_look_for_a_fall", lambda _: always(None)),
+        (asfc.Lease, "_known_pair", lambda _: lambda self, record: record.pair),
+        (asfc, "raise_term_above_what_nodes_heard", lambda _: always(None)))
+
+
+PROTECTIONS = (
+    Protection("conditional write",
+               Switched((VirtualMetadata, "write_one", without_versions)), "metadata"),
+    Protection("acting window", Switched(
+        (asfc.Lease, "may_act", lambda _: lambda self: self.active)), "freeze-before-send"),
+    Protection("the lease counts from before the write was sent", Switched(
+        (asfc.Lease, "_write", counted_from_the_reply)), "freeze-after-write"),
+    Protection("a standby waits for h", Switched((asfc.Lease, "_claim_reason", sooner)),
+               "metadata"),
+    Protection("the holder's h counts, not the standby's", Switched(
+        (asfc.Lease, "_claim_reason", own_h)), "different-h"),
+    Protection("gate and deadline test", Switched(
+        (NodeModel, "_pass_gate", gate_takes_all),
+        (NodeModel, "_promise_holds", lambda _: always(True))), "late-start-and-cut"),
+    Protection("intent", Switched((NodeModel, "_launch", launch_without_intent)), "starts"),
+    Protection("proof before start", Switched(
+        (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-and-move"),
+    Protection("proof after the write", Switched(
+        (asfc, "move_to", start_in_the_same_turn)), "late-start-and-move"),
+    Protection("silence lasts W", Switched(
+        (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-and-move"),
+    Protection("silence needs queries without an answer", Switched(
+        (asfc.SignsOfLife, "facts", record_alone_is_silent),
+        (asfc, "move_to", start_in_the_same_turn)), "lost-replies"),
+    Protection("fence", Switched(
+        (asfc.SelfFence, "_ask", lambda _: always(None)),
+        (asfc, "fence_targets", lambda _: always(asfc.FenceTargets((), (), ())))), "cut-and-move"),
+    Protection("the fence ends starts in flight", Switched(
+        (asfc, "fence_targets", fence_of_mains_only)), "late-start-and-cut"),
+    Protection("one try after a freeze", Switched((asfc.SelfFence, "step", never_frozen)),
+               "peace"),
+    Protection("the deadline is inherited", Switched(
+        (asfc.SelfFence, "_inherit", lambda _: always(None))), "restart-and-cut"),
+    Protection("an orderly stop takes the promise back first", Switched(
+        (asfc.Lease, "_is_bound", lambda _: always(False))), "stop-and-cut"),
+    Protection("a pause takes the promise back first", Switched(
+        (asfc.SelfFence, "step", no_fence_while_paused)), "pause-and-cut"),
+    Protection("old metadata raises the term", blind_to_old_metadata(), "restore"),
+    Protection("all nodes are possible after clear", Switched(
+        (asfc.Lease, "all_nodes", lambda _: lambda self: (self._configuration.node_name,))),
+        "clear-and-cut"),
+    Protection("cluster id in the gate", Switched(
+        (NodeModel, "_pass_gate", gate_without_cluster)), "two-clusters"),
+)
+
+
+def first_violation(protection, switched, first=None, seeds=None):
+    """Switch a protection off and try seeds; returns (seed, violation) of the first that fails."""
+    first = protection.first if first is None else first
+    with protection.switch if switched else contextlib.ExitStack():
+        for seed in range(first, first + (seeds or protection.seeds)):
+            found = simulate(protection.mix, seed)
+            if found.violations:
+                return seed, found.violations[0]
+    return None
 
 
 def simulate(mix, seed, tracing=False):
@@ -7951,7 +8317,8 @@ def show_run(mix, seed):
     found = simulate(mix, seed, tracing=True)
     print("\n".join(found.lines))
     print("\n".join(found.violations) or "no promise was broken")
-    print("replay: python3 test_asfc.py simulate --seeds 1 --from {} --mix {}\n".format(seed, mix))
+    print("replay: python3 test_asfc.py simulate --seeds 1 --from {} --mix {}\n".format(
+        seed, mix), flush=True)
 
 
 def simulate_verb(argv):
@@ -7965,10 +8332,8 @@ def simulate_verb(argv):
     tally, began = Tally(), time.monotonic()
     for result in simulate_all(seeds_of(options.first, options.seeds, options.mix)):
         tally.add(*result)
-        if options.timeline and not result[2]:
+        if options.timeline or result[2] and len(tally.failed) <= 3:
             show_run(*result[:2])
-    for mix, seed, _ in tally.failed[:3]:
-        show_run(mix, seed)
     tally.show()
     for mix, seed, violations in tally.failed:
         print("FAILED: --mix {} --from {}: {}".format(mix, seed, violations[0]))
