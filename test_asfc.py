@@ -1588,7 +1588,7 @@ class ClientsThatTalkNonsense(unittest.TestCase):
             "sleep 0.6; grep -q version_comment && printf 'server\\nversion\\tMariaDB\\n'\n"
             "printf 'server\\nend\\n'\n"))
         service = service_for("mysql://u:p@h/d", limit_s=1.0)
-        for failure in range(2):
+        for _ in range(2):
             with self.assertRaises(asfc.MetadataError):
                 service.read_all()
             for _ in range(2):
