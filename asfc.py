@@ -4615,6 +4615,14 @@ class Lease:
     def _given_up(record: ClusterRecord) -> ClusterRecord:
         return record._replace(holder="", instance="", lock_id="")
 
+    def look(self) -> None:
+        """Read the metadata once, before the loops begin; a failure is left for them to tell."""
+        try:
+            with self._mutex:
+                self._take_in(self._read())
+        except MetadataError as error:
+            self._log.debug("the first look at the metadata failed: %s", error)
+
     # -- the step of the heartbeat's loop
 
     def beat(self) -> Optional[float]:
@@ -5897,6 +5905,7 @@ class FailoverController:
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
+        self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         self._world.run_loops({
             "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
             "fence": self._guarded(self.fence.step), "node": self._guarded(self.own_node.step),

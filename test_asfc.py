@@ -10705,7 +10705,7 @@ def all_faults(every_cut=False):
 
 class FaultRun:
     """Faults done on several clusters side by side."""
-    CLUSTERS = 4
+    CLUSTERS = 3
 
     def __init__(self, faults, told=None):
         self._waiting = collections.deque(faults)
