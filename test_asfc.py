@@ -6755,6 +6755,7 @@ class SimulatedWorld(VirtualWorld):
         self.host, self.rate = host, host.rate
         self.controller = None
         self.dead = False
+        self.stuck = self.deaf = False   # a command never returns; none can be run
 
     def now(self):
         host = self.host
@@ -6803,6 +6804,11 @@ class SimulatedWorld(VirtualWorld):
         verb = request.verb if request else "fence_command"
         if request is None or not request.own:
             self.reach("send", "send " + verb)
+        if self.deaf:
+            self.clock.wait(0.1)
+            return [asfc.CommandResult(None, "", "", "no more processes")] * len(commands)
+        while self.stuck:
+            self.clock.wait(1.0)
         calls = [self.cluster.send(self, command) for command in commands]
         self.wait_for(calls, max([command.timeout_s for command in commands] or [0]))
         for command, call in zip(commands, calls):
@@ -6869,6 +6875,23 @@ class SimulatedClient(asfc.MetadataService):
 
     def describe(self):
         return "simulated metadata"
+
+
+class SimulatedJobs:
+    """Airflow's table of jobs: a scheduler that reaches the database moves its heartbeat."""
+
+    def __init__(self, world):
+        self.world = world
+
+    def describe(self):
+        return "simulated job table"
+
+    def scheduler_jobs(self):
+        world, simulation = self.world, self.world.cluster
+        self.world.clock.wait(0.02)
+        if simulation.page_away or not simulation.passes(world.name, SimulatedMetadata.NAME):
+            raise asfc.MetadataError("no answer")
+        return simulation.jobs()
 
 
 class SimulatedMetadata(VirtualMetadata):
@@ -6974,6 +6997,8 @@ class Simulation(VirtualCluster):
         self.driver = None
         self.jump_s = self.late_starts = 0.0
         self.tickets = {}
+        self.overlap_since, self.overlap_s, self.born_at = None, 0.0, 0.0
+        self.has_jobs, self.rows = False, {}
         self.peaceful = False             # nothing befalls the scheduler, so nothing may be done
         self.first_cluster = ""
         self.names = ("a", "b", "c")
@@ -7042,7 +7067,8 @@ class Simulation(VirtualCluster):
         client = SimulatedClient(world, configuration.metadata_limit_s)
         world.controller = asfc.FailoverController(
             world, configuration, client, SimulatedNodes(world, configuration), host.lock_id,
-            lambda: host.model.gate, log, host.no_promise)
+            lambda: host.model.gate, log, host.no_promise,
+            SimulatedJobs(world) if self.has_jobs else None)
         if not host.is_other:
             self.live.append(world.controller.lease)
         host.begins()
@@ -7286,8 +7312,19 @@ class Simulation(VirtualCluster):
                 self.tell("the scheduler {} on {} has ended".format(key[0], host.name))
                 if self.peaceful:
                     self.broken("P6", "a healthy scheduler was ended on {}".format(host.name))
+        self.measure_overlap()
         if len(alive) > len(before):
+            self.born_at = self.clock.time
             self.check_schedulers(host)
+
+    def measure_overlap(self):
+        """How long there were two or more, for declared double faults."""
+        several = len(self.alive_on()) > 1
+        if several and self.overlap_since is None:
+            self.overlap_since = self.clock.time
+        elif not several and self.overlap_since is not None:
+            self.overlap_s += self.clock.time - self.overlap_since
+            self.overlap_since = None
 
     def alive_on(self):
         """The hosts of our cluster on which schedulers live, one for each."""
@@ -7308,7 +7345,7 @@ class Simulation(VirtualCluster):
     def check_schedulers(self, newest):
         """P2: at most one scheduler is alive. What protocol.md declares is told apart."""
         alive = self.alive_on()
-        if len(alive) < 2:
+        if len(alive) < 2 or self.mix.is_double_fault:
             return
         declared = [host for host in alive if host is not newest and self.is_declared(host)]
         if len(declared) >= len(alive) - 1:
@@ -7396,7 +7433,8 @@ class Simulation(VirtualCluster):
             decision = real_decide(seen, configuration)
             self.note_decision(seen, configuration, decision)
             return decision
-        with mock.patch.object(asfc, "decide", decide):
+        with mock.patch.object(asfc, "decide", decide), remembered(asfc.NodeRecord), \
+                remembered(asfc.ClusterRecord):
             try:
                 self.clock.drive(self.play)
             except Exception:
@@ -7410,7 +7448,7 @@ class Simulation(VirtualCluster):
         self.wait(self.mix.WARM_UP_S)
         if not self.violations:
             self.mix.play(self)
-        if not self.violations:
+        if not self.violations and self.mix.heals:
             self.heal()
             self.measure()
 
@@ -7471,6 +7509,17 @@ class Simulation(VirtualCluster):
             self.heartbeat = "{:.0f}".format(self.clock.time // 2 * 2)
         return 200, health_page(self.heartbeat)
 
+    def jobs(self):
+        """A row for each scheduler that ever ran; those that live and reach the database move."""
+        for host in self.hosts.values():
+            for main in host.model.alive:
+                reaches = self.passes(host.name, SimulatedMetadata.NAME)
+                if main + (host.name,) not in self.hung and reaches \
+                        and host.suspended_until <= self.clock.time:
+                    self.rows[host.name, main] = "{:.0f}".format(self.clock.time // 2 * 2)
+        return [asfc.SchedulerJob(number, name, "running", heartbeat)
+                for number, ((name, _), heartbeat) in enumerate(self.rows.items())]
+
     def bound_s(self):
         """P3: the longest that anything of the Timing table may take with these settings."""
         settings = [host.configuration for host in self.hosts.values() if not host.is_other]
@@ -7499,6 +7548,12 @@ class Simulation(VirtualCluster):
             return False
         record = asfc.ClusterRecord.from_text(found.value)
         return record.possible_nodes == (alive[0].name,) and record.started
+
+
+def remembered(record):
+    """Have each text of a record read once: all controllers read the same ones, again and again."""
+    return mock.patch.object(record, "from_text", staticmethod(
+        functools.lru_cache(maxsize=64)(record.from_text)))
 
 
 class SimulationLog(logging.Handler):
@@ -7677,11 +7732,11 @@ def cut_scheduler(simulation):
         cut_off(simulation, host.name, "both", simulation.random.choice((14, 25, 40)))
 
 
-def cut_off(simulation, name, what, seconds):
+def cut_off(simulation, name, what, seconds, way=None):
     rng = simulation.random
     peers = [other for other in simulation.hosts if other != name]
     others = {"peers": peers, "metadata": ["metadata"], "both": peers + ["metadata"]}[what]
-    way = rng.choice(("both ways", "both ways", "out", "in"))
+    way = way or rng.choice(("both ways", "both ways", "out", "in"))
     pairs = [(name, other) for other in others if way != "in"]
     pairs += [(other, name) for other in others if way != "out"]
     simulation.refuses = rng.random() < 0.3
@@ -7882,6 +7937,8 @@ def page_away(simulation):
 class Mix:
     """What befalls the hosts of a run: which faults and how often, and what has to be exercised."""
     WARM_UP_S = 13.0
+    heals = True               # at the end, and then P3 is measured
+    is_double_fault = False    # an overlap is measured, and no violation
 
     def __init__(self, name, faults, counters="", faults_of_a_run=(3, 9), tail_s=(0, 20),
                  budget=3, **chances):
@@ -7890,7 +7947,7 @@ class Mix:
         self.faults_of_a_run, self.tail_s, self.budget = faults_of_a_run, tail_s, budget
         self.chances = dict({"fence_command": 0.1, "keep": 0.05, "no_promise": 0.05, "page": 0.2,
                              "operator": 0.4, "odd_starts": 0.3, "stubborn": 0.2, "lists": 0.1,
-                             "long_start": 0.05, "apart": 0.6}, **chances)
+                             "long_start": 0.05, "apart": 0.6, "jobs": 0.15}, **chances)
 
     def prepare(self, simulation):
         """Draw the hosts, their clocks and their settings."""
@@ -7912,6 +7969,7 @@ class Mix:
             host = simulation.add_host(name, rng.uniform(0.96, 1.04), fields)
             host.stubborn = self.happens(rng, "stubborn")
             host.no_promise = "drawn so" if self.happens(rng, "no_promise") else ""
+        simulation.has_jobs = self.happens(rng, "jobs")
         if self.happens(rng, "odd_starts"):
             simulation.start_kinds = ("normal", "slow", "broken", "crashing", "late")
 
@@ -8052,6 +8110,190 @@ MIXES["two-clusters"] = TwoClusters(
 MIXES["peace"] = PeacefulMix(
     "peace", "kill kill_active freeze freeze_active stop upgrade trap wall_clock_jumps page_away",
     "takeovers, healthy schedulers watched", odd_starts=0.0, lists=0.0, page=0.3)
+
+
+# -- scenes: one fault each, measured against its row of protocol.md's Timing
+
+
+class Scene(Mix):
+    """What is played is a function of the simulation, under settings without surprises."""
+    heals = False
+
+    def __init__(self, play, is_double_fault=False, **fields):
+        super().__init__("scene", "", **dict.fromkeys((
+            "fence_command", "keep", "no_promise", "page", "operator", "odd_starts", "stubborn",
+            "lists", "long_start", "apart", "jobs"), 0.0))
+        self.play, self.is_double_fault, self.fields = play, is_double_fault, fields
+
+    def prepare(self, simulation):
+        super().prepare(simulation)
+        simulation.has_jobs = self.fields.get("has_jobs", False)
+        if len(simulation.hosts) < 3:
+            simulation.add_host("c", 1.0, simulation.hosts["a"].configuration._asdict())
+            simulation.hosts["c"].configuration = simulation.hosts["c"].configuration._replace(
+                node_name="c")
+
+
+class Timing:
+    """The letters of protocol.md's Timing for the settings of a simulation, the longest of each."""
+
+    def __init__(self, simulation):
+        settings = [host.configuration for host in simulation.hosts.values()]
+        rate = min(host.rate for host in simulation.hosts.values())
+
+        def longest(name):
+            return max(getattr(one, name) for one in settings) / rate
+        self.p, self.c = longest("poll_frequency"), longest("query_timeout")
+        self.h, self.i = longest("heartbeat_timeout"), longest("heartbeat_interval_s")
+        self.c_m, self.s = longest("metadata_limit_s"), 2.2
+        self.W = asfc.silence_s(longest("promise_s"))
+        self.stop = longest("stop_timeout_s")
+        self.h_least = min(one.heartbeat_timeout for one in settings)
+
+
+def away_from_active(simulation):
+    """Has the active controller and the scheduler on two hosts; returns both."""
+    Mix.part(simulation)
+    simulation.wait(6)
+    return simulation.active_hosts()[0], simulation.alive_on()[0]
+
+
+def scheduler_again(simulation, began, bound_s, what):
+    """Wait for a scheduler that was started after a fault; too late is a violation of P3."""
+    while simulation.born_at <= began or not simulation.alive_on():
+        simulation.wait(0.1)
+        if simulation.violations:
+            return
+        if simulation.clock.time - began > bound_s:
+            simulation.broken("P3", "{}: no scheduler runs {:.1f} s later".format(what, bound_s))
+    simulation.count[what] += 1
+
+
+def active_again(simulation, name, bound_s, what):
+    """Wait for another active controller."""
+    began, born_at = simulation.clock.time, simulation.born_at
+    while not set(simulation.active_hosts()) - {name}:
+        simulation.wait(0.1)
+        if simulation.clock.time - began > bound_s:
+            simulation.broken("P3", "{}: nobody is active {:.1f} s later".format(what, bound_s))
+        if simulation.violations:
+            return
+    if simulation.born_at != born_at:
+        simulation.broken("P6", what + ": the scheduler was started again")
+    simulation.count[what] += 1
+
+
+def scene_scheduler_dies(simulation):
+    t = Timing(simulation)
+    simulation.alive_on()[0].die(0)
+    scheduler_again(simulation, simulation.clock.time, t.p + 2 * t.c + t.c_m + t.s,
+                    "the scheduler dies")
+
+
+def scene_power_off(simulation):
+    """Of the scheduler's host, often with the active controller on it."""
+    t = Timing(simulation)
+    if simulation.random.random() < 0.5:
+        away_from_active(simulation)
+    simulation.power_off(simulation.alive_on()[0].name)
+    scheduler_again(simulation, simulation.clock.time,
+                    max(t.h, t.W) + t.i + 2 * t.c + 3 * t.c_m + t.s, "power off")
+
+
+def scene_cut_off(simulation):
+    t = Timing(simulation)
+    if simulation.random.random() < 0.5:
+        away_from_active(simulation)
+    cut_off(simulation, simulation.alive_on()[0].name, "both", 500, "both ways")
+    scheduler_again(simulation, simulation.clock.time,
+                    max(t.h, t.W) + t.i + 2 * t.c + 3 * t.c_m + t.s, "cut off")
+
+
+def scene_active_killed(simulation):
+    t, (name,) = Timing(simulation), simulation.active_hosts()
+    simulation.kill_controller(name)
+    active_again(simulation, name, t.h + t.i + t.c_m, "the active controller is lost")
+
+
+def scene_active_stopped(simulation):
+    t, (name,) = Timing(simulation), simulation.active_hosts()
+    simulation.stop_controller(name)
+    active_again(simulation, name, t.i + t.c_m + t.c, "the active controller is stopped")
+
+
+def scene_lost_in_a_restart(simulation):
+    t, (name,) = Timing(simulation), simulation.active_hosts()
+    simulation.hosts[name].traps.append(Trap(simulation.random.choice(
+        ("send start", "write cluster"))))
+    simulation.alive_on()[0].die(0)
+    while simulation.hosts[name].world and not simulation.violations:
+        simulation.wait(0.05)
+    scheduler_again(simulation, simulation.clock.time,
+                    t.h + t.i + t.p + 2 * t.c + 3 * t.c_m + t.s, "lost in a restart")
+
+
+def scene_metadata_shortly_away(simulation):
+    t = Timing(simulation)
+    born_at = simulation.born_at
+    simulation.set_for(t.h_least * 2 / 3 - t.i - t.c_m - 1.0, simulation.metadata, "away", True)
+    simulation.wait(20)
+    if simulation.born_at != born_at or not simulation.alive_on():
+        simulation.broken("P6", "a short outage of the metadata has touched the scheduler")
+    simulation.count["metadata shortly away"] += 1
+
+
+def scene_metadata_long_away(simulation):
+    t = Timing(simulation)
+    simulation.metadata.away = True
+    simulation.wait(2 * t.h)
+    if simulation.alive_on():
+        simulation.broken("P2", "the promise to fence was not kept")
+    simulation.metadata.away = False
+    scheduler_again(simulation, simulation.clock.time, t.p + 2 * t.c + t.c_m + t.s + t.i + 1,
+                    "metadata long away")
+
+
+def scene_main_loop_sticks(simulation):
+    t, (name,) = Timing(simulation), simulation.active_hosts()
+    simulation.hosts[name].world.stuck = True
+    active_again(simulation, name, 2 * t.h + t.i + t.c_m + t.c + 2 + t.p,
+                 "the main loop sticks")
+
+
+def scene_nothing_can_be_run(simulation):
+    t, (name,) = Timing(simulation), simulation.active_hosts()
+    simulation.hosts[name].world.deaf = True
+    active_again(simulation, name, t.h + t.p + t.i + 2 * t.c_m + t.c, "nothing can be run")
+
+
+SCENES = tuple(Scene(function) for name, function in sorted(globals().items())
+               if name.startswith("scene_"))
+
+
+def play_scene(seed, scene):
+    return Simulation(seed, scene).run()
+
+
+def guard_scene(simulation):
+    """A scheduler that a person starts where none may run, while nobody active looks."""
+    (name,) = simulation.active_hosts()
+    simulation.kill_controller(name)
+    home = simulation.alive_on()[0].name
+    for host in simulation.hosts.values():
+        if host.name not in (name, home):
+            host.model.emerge()
+            break
+    simulation.wait(9)
+    simulation.measure_overlap()
+
+
+def veto_scene(simulation):
+    """The controller beside the scheduler is dead, and its peers can't reach the host."""
+    _, host = away_from_active(simulation)
+    simulation.kill_controller(host.name)
+    cut_off(simulation, host.name, "peers", 60, "both ways")
+    simulation.wait(40)
+    simulation.overlap_s += len(simulation.alive_on()) > 1 and 40
 
 
 # -- protections, switched off one by one
