@@ -2342,14 +2342,17 @@ class MySQLMetadataService(_ClientMetadataService):
 
     def _run_statements(self, statements: Sequence[str], deadline: float,
                         mode: str = "rw") -> List[Tuple[str, ...]]:
+        had_met = self._has_met
         try:
-            if not self._has_met:
+            if not had_met:
                 self._meet(deadline)
             return super()._run_statements(statements, deadline, mode)
         except _NoTableError:
             raise
         except MetadataError:
-            self._has_met = False  # whatever answers next may be another server, or another client
+            # Whatever answers next may be another server, or another client. But one that was met
+            # just now stays so: a slow server would never have the time for both.
+            self._has_met = self._has_met and not had_met
             raise
 
     def _meet(self, deadline: float) -> None:
@@ -4622,6 +4625,14 @@ class Lease:
     def _given_up(record: ClusterRecord) -> ClusterRecord:
         return record._replace(holder="", instance="", lock_id="")
 
+    def look(self) -> None:
+        """Read the metadata once, before the loops begin; a failure is left for them to tell."""
+        try:
+            with self._mutex:
+                self._take_in(self._read())
+        except MetadataError as error:
+            self._log.debug("the first look at the metadata failed: %s", error)
+
     # -- the step of the heartbeat's loop
 
     def beat(self) -> Optional[float]:
@@ -5729,14 +5740,18 @@ def last_words(report: NodeReport) -> str:
 
 
 class SignsOfLife:
-    """What the active controller has heard of each node, and since when it hears nothing.
+    """What a controller has heard of each node, and since when it hears nothing.
 
-    A sign of life is an answer to anything that was sent, or a record that has changed.
+    A sign of life is an answer to anything that was sent, or a record that has changed. So a
+    standby asks, too, where a record stands still: a node whose controller died, and which then
+    fails to answer twice while it is busy, would seem silent since its last record.
     """
     FENCE_RETRY_S = 60.0   # a fence_command that failed is tried again after this
 
-    def __init__(self, world: World, configuration: Any, lease: Any, records: Any,
-                 jobs: JobWatch) -> None:
+    def __init__(self, world: World, configuration: Any, nodes: Any, lease: Any,
+                 records: Any, jobs: JobWatch) -> None:
+        self.ended = False
+        self._nodes = nodes
         self._world = world
         self._configuration = configuration
         self._lease = lease
@@ -5750,7 +5765,21 @@ class SignsOfLife:
     def begin(self) -> None:
         """A reign begins: what was asked in an earlier one does not count."""
         self._began_at = self._world.now()
-        self._answered_at, self._unanswered, self._fence_failed_at = {}, {}, {}
+        self._unanswered, self._fence_failed_at = {}, {}
+
+    def step(self) -> Optional[float]:
+        """On standby: ask the possible nodes whose records stand still, changing nothing there."""
+        if self.ended:
+            return None
+        record = self._lease.record
+        if record and not self._lease.active:
+            views = self._records.views
+            still = [node for node in record.possible_nodes
+                     if node in views and not self._is_fresh(views[node])]
+            for node, report in self._nodes.look(still).items() if still else ():
+                if report.answered:
+                    self._answered_at[node] = self._world.now()
+        return min(self._configuration.poll_frequency, self._configuration.heartbeat_timeout / 3)
 
     def best_report(self, report: NodeReport, stamp: Stamp) -> NodeReport:
         """Note a node's answer; where there is none its own fresh record speaks for it."""
@@ -5838,9 +5867,9 @@ class SignsOfLife:
 class FailoverController:
     """One node's controller. Each turn observes, decides, acts and records, in this order.
 
-    The heartbeat, the turns, the fence, the look at the own node, the health page, the job table
-    and the mails have loops of their own. Each is a step that returns the seconds after which it
-    wants to be called next.
+    The heartbeat, the turns, the fence, the look at the own node, the watch over the others, the
+    health page, the job table and the mails have loops of their own. Each is a step that returns
+    the seconds after which it wants to be called next.
     """
     MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
     SLACK_S = 2.0             # for the turn's own work, beside what it waits for
@@ -5875,7 +5904,8 @@ class FailoverController:
         self._failed_rounds = 0
         self._alerted = False
         self._last_check = ""                # the last words of checks and starts, for alerts
-        self._life = SignsOfLife(world, configuration, self.lease, self.records, self.jobs)
+        self._life = SignsOfLife(
+            world, configuration, nodes, self.lease, self.records, self.jobs)
         self._raises = 0                     # of the term, in this reign
         self._reports: Dict[str, NodeReport] = {}      # as of the last observation
         self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
@@ -5885,9 +5915,11 @@ class FailoverController:
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
+        self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         self._world.run_loops({
             "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
             "fence": self._guarded(self.fence.step), "node": self._guarded(self.own_node.step),
+            "watch": self._guarded(self._life.step),
             "health": self._guarded(self.health.step), "jobs": self._guarded(self.jobs.step),
             "alerts": self._guarded(self.alerts.step)},
             awaited=("heartbeat", "turn"))
@@ -5945,9 +5977,9 @@ class FailoverController:
     def _end(self) -> None:
         """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
-        self.health.ended = self.jobs.ended = self.alerts.ended = True
+        self.health.ended = self.jobs.ended = self.alerts.ended = self._life.ended = True
         self.lease.leave()
-        for loop in ("health", "jobs", "alerts"):
+        for loop in ("health", "jobs", "alerts", "watch"):
             self._world.wake(loop)
 
     def _beat(self) -> Optional[float]:
@@ -6308,7 +6340,7 @@ class DryRun:
         self._nodes = nodes
         self._log = log
         self._path = path                      # of the file for the last observation
-        self._life = SignsOfLife(world, configuration, self, self, self.jobs)
+        self._life = SignsOfLife(world, configuration, nodes, self, self, self.jobs)
         self._seen_version: Optional[int] = None
         self._seen_at = world.now()            # when this version of the record was first seen
         self._main: Tuple[Tuple[Any, ...], float] = ((), 0.0)

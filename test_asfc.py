@@ -9,6 +9,7 @@ import ctypes
 import email
 import fcntl
 import functools
+import glob
 import heapq
 import io
 import itertools
@@ -1581,6 +1582,20 @@ class ClientsThatTalkNonsense(unittest.TestCase):
                     self.assertIn(words, str(caught.exception))
                     self.assertNotRegex(str(caught.exception), "\n|se cret|Traceback")
                     self.assertRegex(str(caught.exception), r" at h:\d+, database d: ")
+
+    def test_a_server_that_takes_more_than_half_of_the_limit_is_met_once_and_then_used(self):
+        stand_in(self, "mysql", self.VERSION + (
+            "sleep 0.6; grep -q version_comment && printf 'server\\nversion\\tMariaDB\\n'\n"
+            "printf 'server\\nend\\n'\n"))
+        service = service_for("mysql://u:p@h/d", limit_s=1.0)
+        for _ in range(2):
+            with self.assertRaises(asfc.MetadataError):
+                service.read_all()
+            for _ in range(2):
+                self.assertEqual(service.read_all(), {})
+            service._has_met = False   # as after a failure
+        with self.assertRaises(asfc.MetadataError):
+            service.read_all()
 
     def test_can_not_claim_a_write_that_did_not_happen(self):
         rows = {"two rows changed": r"won\t2\nrecord\t61\t2\t62\nend\n",
@@ -5235,6 +5250,25 @@ class VirtualHourTest(unittest.TestCase):
             cluster.clock.wait(600)
         cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
+
+    def test_a_node_whose_controller_died_is_not_silent_while_it_answered_the_standbys(self):
+        """Its record stands still for W; then it is busy for longer than two queries take."""
+        cluster = VirtualCluster(5)
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(60)
+            home = cluster.home()
+            cluster.kill_controller(home)
+            cluster.clock.wait(28)
+            cluster.cut.add(home)
+            cluster.clock.wait(22)
+            cluster.cut.clear()
+            cluster.clock.wait(60)
+            return home
+        home = cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.starts, cluster.most_alive), (home, 1, 1))
 
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7) for _ in range(2)]
@@ -8964,6 +8998,11 @@ class Host:
         self.processes.append(process)
         return process
 
+    def start_sshd(self):
+        """Start an sshd where it was killed, and wait until it answers."""
+        self.start_process(["/usr/sbin/sshd", "-D", "-e", "-f", "/srv/etc/sshd_config"])
+        wait_until(self.sshd_accepts, 10, "the sshd of " + self.name)
+
     def sshd(self):
         """The ids of this host's sshd that listens, and of those that serve connections."""
         inside = read_file("/proc/{}/root/run/sshd.pid".format(self.init)).strip()
@@ -9022,6 +9061,9 @@ def leave(number, frame):
 
 signal.signal(signal.SIGTERM, leave)
 print("scheduler of", os.uname()[1], "runs", flush=True)
+if os.path.exists(home + "/scheduler_crashes_after"):
+    time.sleep(float(open(home + "/scheduler_crashes_after").read()))
+    os._exit(1)  # its twin is left behind
 while True:
     time.sleep(3600)
 """
@@ -9355,73 +9397,31 @@ POLL_S, HEARTBEAT_TIMEOUT_S, INTERVAL_S, RETRY_S, QUERY_S, METADATA_S = 2, 10, 1
 MEASURED_LATE_S = 0.6
 
 
-class ClusterTest(unittest.TestCase):
-    """Controllers on hosts of their own, which are new for each test."""
-    NAMES = ("a", "b", "c")
+def serve_on(cluster, kind, remote_hosts="10.99.%"):
+    """A database server that all hosts of a cluster reach; it ends with the cluster."""
+    server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
+    cluster.on_close(server.remove)
+    cluster.servers.call(server.start)
+    return server
 
-    @classmethod
-    def setUpClass(cls):
-        require("a MariaDB server", MariaDbServer.present())
-        cls.cluster = Cluster(cls.NAMES)
-        cls.databases = itertools.count(1)
-        try:
-            cls.server = cls.serve(MariaDbServer, "10.99.%")
-        except BaseException:
-            cls.cluster.close()
-            raise
 
-    @classmethod
-    def tearDownClass(cls):
-        cls.cluster.close()
-
-    @classmethod
-    def serve(cls, kind, remote_hosts):
-        """A database server that all hosts reach."""
-        server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
-        cls.cluster.on_close(server.remove)
-        cls.cluster.servers.call(server.start)
-        return server
-
-    def setUp(self):
-        self.cluster.fresh()
-        self.addCleanup(self.cluster.power_off)
-        self.addCleanup(self.cluster.heal)
-        self.url = self.server.create_database("airflow_{}".format(next(self.databases)))
-        self.controllers = {}
-
-    def run(self, result=None):
-        """As ever; when the test failed, what the controllers said is told as well."""
-        result = self.defaultTestResult() if result is None else result
-        failed = len(result.failures) + len(result.errors)
-        super().run(result)
-        if len(result.failures) + len(result.errors) > failed and self.__dict__.get("controllers"):
-            print("\n{}\n{}".format(self.id(), self.story()), file=sys.stderr)
-        return result
-
-    def story(self, lines=40):
-        """What happened: the schedulers' lives, and what the controllers said at last."""
-        told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
-        for name, controller in sorted(self.controllers.items()):
-            with contextlib.suppress(OSError):
-                said = [line for line in controller.output().splitlines() if " DEBUG " not in line]
-                told += ["-- {}:".format(name)] + said[-lines:]
-        return "\n".join(told)
-
-    # -- what a test does
+class ClusterBench:
+    """What a test does with controllers on hosts: it has a cluster, the url of the metadata, and
+    by node the controllers that it has started."""
 
     def configure(self, host, url=None, **settings):
         """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
         keys = collections.OrderedDict(SETTINGS, **settings)
-        smtp = keys.pop("smtp", "")
+        sections = keys.pop("sections", "")
         text = "[core]\nsql_alchemy_conn = {}\n\n{}\n[scheduler_failover]\n{}".format(
-            (url or self.url).replace("%", "%%"), smtp,
+            (url or self.url).replace("%", "%%"), sections,
             "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None))
         host.write("airflow/airflow.cfg", text)
 
-    def start_controller(self, name):
+    def start_controller(self, name, environment=None):
         """`asfc.py start` on a host."""
         controller = self.cluster[name].start_process(
-            [HOST_PYTHON, Host.HOME + "/asfc.py", "start"])
+            [HOST_PYTHON, Host.HOME + "/asfc.py", "start"], environment)
         self.controllers[name] = controller
         return controller
 
@@ -9473,6 +9473,56 @@ class ClusterTest(unittest.TestCase):
         """Wait until the active controller says that there is nothing to do."""
         words = "no action: I am active, the scheduler runs on {}\n".format(scheduler_on)
         return self.wait_for_words(active, words, timeout_s, after)
+
+    def story(self, lines=40):
+        """What happened: the schedulers' lives, and what the controllers said at last."""
+        told = ["schedulers: {}".format(self.cluster.watch and self.cluster.watch.lives)]
+        for name, controller in sorted(self.controllers.items()):
+            with contextlib.suppress(OSError):
+                said = controller.output().splitlines()
+                told += ["-- {}:".format(name)] + [
+                    line for line in said[:-8] if " DEBUG " not in line][-lines:] + said[-8:]
+        return "\n".join(told)
+
+
+class ClusterTest(ClusterBench, unittest.TestCase):
+    """Controllers on hosts of their own, which are new for each test."""
+    NAMES = ("a", "b", "c")
+
+    @classmethod
+    def setUpClass(cls):
+        require("a MariaDB server", MariaDbServer.present())
+        cls.cluster = Cluster(cls.NAMES)
+        cls.databases = itertools.count(1)
+        try:
+            cls.server = cls.serve(MariaDbServer, "10.99.%")
+        except BaseException:
+            cls.cluster.close()
+            raise
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.cluster.close()
+
+    @classmethod
+    def serve(cls, kind, remote_hosts):
+        return serve_on(cls.cluster, kind, remote_hosts)
+
+    def setUp(self):
+        self.cluster.fresh()
+        self.addCleanup(self.cluster.power_off)
+        self.addCleanup(self.cluster.heal)
+        self.url = self.server.create_database("airflow_{}".format(next(self.databases)))
+        self.controllers = {}
+
+    def run(self, result=None):
+        """As ever; when the test failed, what the controllers said is told as well."""
+        result = self.defaultTestResult() if result is None else result
+        failed = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > failed and self.__dict__.get("controllers"):
+            print("\n{}\n{}".format(self.id(), self.story()), file=sys.stderr)
+        return result
 
     def assert_one_scheduler_since(self, life):
         """The scheduler is still the very same process, and no other ran since it began."""
@@ -9857,7 +9907,7 @@ class AlertsByMail(ClusterTest):
             "scheduler_nodes_in_cluster": "a", "retry_count_before_alerting": "3",
             "alert_to_email": "night@example.com, day@example.com",
             "alert_email_subject": "No scheduler!",
-            "smtp": "[smtp]\nsmtp_host = mail\nsmtp_port = {}\nsmtp_starttls = False\n"
+            "sections": "[smtp]\nsmtp_host = mail\nsmtp_port = {}\nsmtp_starttls = False\n"
                     "smtp_mail_from = asfc@example.com\n".format(self.mail_server.port)}
 
     def subjects(self):
@@ -10009,7 +10059,8 @@ import base64, os, re, subprocess, sys, time
 
 home = os.path.expanduser("~/")
 command = sys.argv[1:]
-script = base64.b64decode("".join(command[-1].partition(" asfc ")[2].split())).decode()
+words = re.search("asfc-[a-z]+@[^ ]+ (.*)", command[-1]).group(1).split()
+script = base64.b64decode("".join(words)).decode()
 sent = dict(re.findall(r"(?m)^(verb|node|term|move)='?([^'\\n]*)", script))
 hold = open(home + "hold").read() if os.path.exists(home + "hold") else None
 if sent["verb"] != "start" or sent["node"] != hold or os.path.exists(home + "held"):
@@ -10030,21 +10081,45 @@ os.rename(home + "answer.new", home + "answer")
 """
 
 
+def switch_protections_off(host):
+    """The nodes' script then takes every pair for a new one, and every promise for a good one."""
+    text = host.read("asfc.py")
+    for protection, instead in UNPROTECTED:
+        if text.count(protection) != 1:
+            raise AssertionError("the script has not one {!r}".format(protection))
+        text = text.replace(protection, instead)
+    host.write("asfc.py", text)
+
+
+UNPROTECTED = [
+    ("\npass_gate\nload_intent\n",
+     '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
+     'tell gate "$gate"\nload_intent\n'),
+    ('    [ "$2" = "$boot" ] && [ "$now" -lt "$3" ]\n', "    :\n")]
+
+
 class StartsThatArriveLate(ClusterTest):
     """A start for b that is on its way while the scheduler was moved to c."""
 
     def begin(self):
-        """Controllers everywhere, a active; its first start, for b, is kept back; b is broken."""
+        """Controllers everywhere, a active. Its scheduler breaks, and the start for the next node,
+        b, is kept back; b is broken, too.
+        """
         for host in self.cluster:
             host.write("bin/slow-ssh", SLOW_SSH.replace("PYTHON", HOST_PYTHON), 0o755)
             self.configure(host, scheduler_nodes_in_cluster="b, c, a", ssh_command="slow-ssh",
                            query_timeout="2", poll_frequency="1", heartbeat_timeout="8")
-        self.cluster["b"].write("scheduler_is_broken", "")
-        self.cluster["a"].write("hold", "b")
         self.start_controller("a")
         self.wait_for_active("a", 15)
         self.start_controller("b")
         self.start_controller("c")
+        self.wait_for_quiet("a", "a", 30)
+        for name in "bc":
+            self.wait_for_words(name, "standby: a is active", 10)
+        self.cluster["a"].write("hold", "b")
+        for name in "ab":
+            self.cluster[name].write("scheduler_is_broken", "")
+        os.kill(self.cluster.watch.wait_for_one(5, "a").pid, signal.SIGKILL)
         wait_until(lambda: self.cluster["a"].read("held"), 40, "a start for b on its way")
 
     def deliver(self):
@@ -10071,18 +10146,14 @@ class StartsThatArriveLate(ClusterTest):
     def assert_two_schedulers(self):
         """What the gate is for: without it the late start makes a second scheduler."""
         self.cluster.watch.wait_for_one(5, "c")
+        self.controllers["b"].freeze()   # it would soon stop what it must not have
         self.assertIn("the start command was launched", self.deliver())
         wait_until(self.cluster.watch.overlaps, 10, "two schedulers at the same time")
 
     def switch_the_gate_off(self):
         """The nodes' script then takes every pair for a new one."""
-        gate = "\npass_gate\nload_intent\n"
         for host in self.cluster:
-            text = host.read("asfc.py")
-            self.assertEqual(text.count(gate), 1)
-            host.write("asfc.py", text.replace(
-                gate, '\ngate="$term $move $instance $cluster $node"\nstore gate "$gate"\n'
-                      'tell gate "$gate"\nload_intent\n'))
+            switch_protections_off(host)
 
     def freeze_the_sender(self):
         """The active controller stands still with its start on the way; its successor moves on."""
@@ -10118,6 +10189,1018 @@ class StartsThatArriveLate(ClusterTest):
         self.switch_the_gate_off()
         self.move_on_in_the_same_term()
         self.assert_two_schedulers()
+
+
+###############################################################################
+# Real hosts: faults ##########################################################
+###############################################################################
+#
+# A table of faults. Each is done to a quiet cluster of three hosts and undone; then it is measured
+# how long two schedulers lived, how long none did, how often the active role changed hands, and
+# whether every controller that the fault spared is still the same process. Clusters work side by
+# side, for most of the time is spent waiting. `python3 test_asfc.py soak hosts` does all of them
+# five times.
+
+FENCE_GRACE_S, FENCE_TICK_S, KILL_S = 5, 1, 0.5
+# What a node promises (F), and the silence after which the others may rely on it (W).
+PROMISE_S = HEARTBEAT_TIMEOUT_S * 2 / 3 + METADATA_S + FENCE_TICK_S + FENCE_GRACE_S + KILL_S
+SILENCE_S = 1.1 * PROMISE_S
+# The start of the stand-in through ssh, with all that runs beside it on two cores.
+START_S = 2.0
+# The bounds of protocol.md's table for SETTINGS: one scheduler runs again within ...
+DEAD_S = POLL_S + 2 * QUERY_S + METADATA_S + START_S
+LOST_NODE_S = (max(HEARTBEAT_TIMEOUT_S, SILENCE_S) + INTERVAL_S + 2 * QUERY_S + 3 * METADATA_S
+               + START_S)
+LOST_IN_RESTART_S = (HEARTBEAT_TIMEOUT_S + INTERVAL_S + POLL_S + 2 * QUERY_S + 3 * METADATA_S
+                     + START_S)
+TAKEOVER_S = HEARTBEAT_TIMEOUT_S + INTERVAL_S + METADATA_S + MEASURED_LATE_S
+# So long the metadata may be away and nothing happens.
+SHORT_OUTAGE_S = HEARTBEAT_TIMEOUT_S * 2 / 3 - INTERVAL_S - METADATA_S - RETRY_S
+# A fault under which nothing may happen lasts until everybody's patience has run out.
+LONG_S = SILENCE_S + INTERVAL_S + RETRY_S
+SECOND_BY_HAND_S = POLL_S + QUERY_S   # one that was started by hand lives until the first turn
+
+
+class Fault:
+    """One row of the table: what is done, and what must hold.
+
+    `do` is called with the bench. The fault then lasts for `for_s`, and until what must follow has
+    followed; then all that was broken is mended. `bound_s` is the longest time without a scheduler,
+    0 when it never stops. `roles` is how often the active role changes hands, one number or the
+    numbers that are allowed; `lives` how many schedulers begin (None: any number). `overlap_s` is
+    how long two schedulers may live, `control` that they must: there the harness is tested.
+    `together` has the active controller on the scheduler's node, or not, or lets it be (None).
+    """
+
+    def __init__(self, name, do, bound_s=0.0, roles=0, lives="as bound_s says", for_s=0.0,
+                 together=None, overlap_s=0.0, control=False, mend_first=False, **settings):
+        self.name, self.do, self.bound_s, self.for_s = name, do, bound_s, for_s
+        self.roles = roles if isinstance(roles, tuple) else (roles,)
+        self.lives = lives if lives != "as bound_s says" else int(bound_s > 0)
+        self.together, self.overlap_s, self.control = together, overlap_s, control
+        self.mend_first, self.settings = mend_first, settings
+
+
+class Outcome:
+    """What a fault has led to; `problems` are sentences, none when all held."""
+    HEADER = "{:<71} {:>8} {:>9} {:>6} {:>6} {:>6}".format(
+        "fault", "overlap", "downtime", "bound", "roles", "alive")
+
+    def __init__(self, fault, overlap_s=0.0, downtime_s=0.0, bound_s=0.0, roles=0, alive=0,
+                 problems=(), story=""):
+        self.fault, self.overlap_s, self.downtime_s = fault, overlap_s, downtime_s
+        self.bound_s, self.roles, self.alive = bound_s, roles, alive
+        self.problems, self.story = list(problems), story
+
+    def __str__(self):
+        return "{:<71} {:8.1f} {:9.1f} {:6.1f} {:6d} {:6d}{}".format(
+            self.fault.name, self.overlap_s, self.downtime_s, self.bound_s, self.roles, self.alive,
+            "  FAILED" if self.problems else "")
+
+
+class FaultBench(ClusterBench):
+    """Three hosts with controllers, on which faults are done one after the other."""
+    SETTINGS = {"scheduler_restart_budget": "1000", "ssh_command": "held-ssh"}
+    SHORT_LIFE_S = 0.7   # one that ends sooner was no scheduler that ran
+    HELD_FILES = ("hold", "held", "release", "answer")
+    BREAKING_FILES = ("scheduler_is_broken", "scheduler_crashes_after")
+    OWN_SETTINGS = ("without_protections", "job_table")   # the others are asfc's
+    ONE_SERVER = threading.Lock()   # at a time makes its data directory
+
+    def __init__(self):
+        self.cluster = Cluster()
+        self.controllers = {}
+        self.settings = None   # of the cluster as it runs; None: boot it anew
+        self._databases = itertools.count(1)
+        self._ever = []        # (node, process) of all controllers since the boot
+        self._begin()
+        try:
+            with self.ONE_SERVER:
+                self.server = serve_on(self.cluster, MariaDbServer)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self):
+        self.cluster.close()
+
+    def wait_for(self, what, condition, timeout_s):
+        """As ever, but asked more seldom: what is measured here needs the cores, too."""
+        def tried():
+            time.sleep(0.1)
+            with contextlib.suppress(asfc.MetadataError, AttributeError):
+                return condition()
+        return wait_until(tried, timeout_s, what)
+
+    # -- one fault
+
+    def run(self, fault):
+        """Do a fault to a quiet cluster; returns the Outcome."""
+        problems, story = [], ""
+        try:
+            self.fault = fault
+            self._prepare(fault)
+            self.look_around()
+            fault.do(self)
+            self.let_pass(self.began + fault.for_s - clock())
+            if not fault.mend_first:
+                self._wait_for_effects(fault)
+            self.mend()
+            self._wait_for_effects(fault)
+            self.wait_for_calm()
+            problems = self._problems(fault)
+        except Exception as error:
+            expected = isinstance(error, (AssertionError, asfc.AsfcError))
+            problems = [str(error) if expected else traceback.format_exc()]
+        if problems:
+            story, self.settings = self.story(), None   # the next fault gets new hosts
+        return Outcome(fault, self.overlap_s(), self.downtime_s(), self.bound_s,
+                       self.role_changes(), self.alive(), problems, story)
+
+    def _prepare(self, fault):
+        self._begin()
+        wanted = dict(self.SETTINGS, **fault.settings)
+        if self.settings != wanted:
+            self.boot(wanted)
+        record = self.cluster_record()
+        node = record.active_scheduler_node
+        if fault.together is not None and (record.holder == node) != fault.together:
+            self.make_active(node if fault.together else
+                             next(name for name in self.cluster.hosts if name != node))
+
+    def _begin(self):
+        """Nothing has happened yet."""
+        self.active = self.node = self.third = ""
+        self.scheduler, self.bound_s = None, 0.0
+        self.hung, self.hung_at = None, 0.0   # a scheduler that does its work no more, since when
+        self.lost = set()      # nodes whose controllers a fault ends
+        self._undo = []
+        self._said = {id(one): len(one.output()) for _, one in self._ever}
+        self._kept = dict(self.controllers)
+        self._lives_before = list(self.cluster.watch.lives)
+        self.began = self.counted_from = clock()
+
+    def _beat_for_schedulers(self):
+        """Write into Airflow's job table what those schedulers would that don't stand still."""
+        url = self.url
+        while self.url == url and self.cluster.watch:
+            beats = ["REPLACE INTO job (id, job_type, state, hostname, latest_heartbeat) VALUES "
+                     "({}, 'SchedulerJob', 'running', '{}', NOW(6));".format(number, life.host)
+                     for number, life in enumerate(self.cluster.watch.lives, 1)
+                     if life.ended is None and (process_fields(life.pid) or "T")[0] != "T"]
+            with contextlib.suppress(AssertionError):
+                self.sql("".join(beats))
+            time.sleep(JOB_HEARTBEAT_S)
+
+    def look_around(self):
+        """Who is who; from now on is measured."""
+        self._begin()
+        self.bound_s = self.fault.bound_s
+        record = self.cluster_record()
+        self.active, self.node = record.holder, record.active_scheduler_node
+        self.third = next(name for name in self.cluster.hosts
+                          if name not in (self.active, self.node))
+        self.scheduler = self.cluster.watch.wait_for_one(5, self.node)
+
+    def boot(self, settings):
+        """New hosts and new metadata; all controllers begin at the same time."""
+        self.settings = None
+        self.cluster.heal()
+        self.cluster.fresh()
+        for name in os.listdir(self.cluster.shared):
+            if name != "watch":
+                os.unlink(os.path.join(self.cluster.shared, name))
+        self.url = self.server.create_database("airflow_{}".format(next(self._databases)))
+        self.controllers, self._ever = {}, []
+        for host in self.cluster:
+            host.write("bin/held-ssh", HELD_SSH, 0o755)
+            host.write("bin/slow-ssh", SLOW_SSH.replace("PYTHON", HOST_PYTHON), 0o755)
+            self.configure(host, **{key: value for key, value in settings.items()
+                                    if key not in self.OWN_SETTINGS})
+            if settings.get("without_protections"):
+                switch_protections_off(host)
+        self._begin()
+        self.settings = settings
+        if settings.get("job_table"):
+            self.sql(JOB_TABLE.format("", "TIMESTAMP(6) NULL", ""))
+            threading.Thread(target=self._beat_for_schedulers, daemon=True).start()
+        self.start_controllers()
+        self.wait_for_calm()
+
+    def _wait_for_effects(self, fault):
+        """A new scheduler, if one must begin, and a new active controller, if one must."""
+        if fault.lives:
+            wait_until(lambda: len(self.new_lives()) >= fault.lives
+                       and len(self.cluster.watch.alive()) == 1, self.bound_s + 15,
+                       lambda: "one new scheduler: {}".format(self.cluster.watch.lives))
+        if 0 not in fault.roles:
+            self.wait_for("another active controller",
+                          lambda: self.cluster_record().holder not in ("", self.active), 60)
+
+    def new_lives(self):
+        return [life for life in self.cluster.watch.lives if life not in self._lives_before
+                and (life.ended or clock()) - life.began > self.SHORT_LIFE_S]
+
+    def mend(self):
+        """Undo what the fault did, and start what it ended, as an init system would."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo = []
+        self.cluster.heal()
+        for host in self.cluster:
+            if host.init is None:
+                host.power_on()
+            for file in self.HELD_FILES + self.BREAKING_FILES:
+                host.remove(file)
+        self.start_controllers()
+
+    def wait_for_calm(self, timeout_s=45):
+        """Wait until all are content: the active one sees its one scheduler on the only possible
+        node, the others stand by in its term and, where they do so, promise to fence their node.
+        """
+        before = {name: len(one.output()) for name, one in self.controllers.items()}
+
+        def content():
+            said = {name: one.output()[before[name]:] for name, one in self.controllers.items()}
+            alive = self.cluster.watch.alive()
+            if len(alive) != 1:
+                return None
+            words = "no action: I am active, the scheduler runs on {}\n".format(alive[0].host)
+            if not any(words in text for text in said.values()):
+                return None
+            records = self.records()
+            record = asfc.ClusterRecord.from_text(records["cluster"].value)
+            standby = "standby: {} is active in term {}\n".format(record.holder, record.term)
+            return (record.possible_nodes == (alive[0].host,) and words in said[record.holder]
+                    and all(standby in text for name, text in said.items() if name != record.holder)
+                    and self.promises_are_made(records))
+        self.wait_for("a quiet cluster", content, timeout_s)
+
+    def promises_are_made(self, records):
+        """Whether every node's record promises, unless the settings say that none does."""
+        keeps = (self.settings or {}).get("on_metadata_loss") == "keep"
+        found = [json.loads(records["node/" + name].value) for name in self.cluster.hosts
+                 if "node/" + name in records]
+        if not hasattr(asfc, "NodeRecord"):
+            return True
+        return len(found) == len(self.cluster.hosts) and all(
+            (record["promise_s"] is None) == keeps for record in found)
+
+    # -- what is measured
+
+    def overlap_s(self):
+        """How long more than one scheduler lived, frozen ones included."""
+        return sum(ended - began for began, ended in self.cluster.watch.overlaps(self.began))
+
+    def downtime_s(self):
+        """The longest time without a scheduler, from when it counts."""
+        now, end, longest = clock(), self.counted_from, 0.0
+        for life in sorted(self.cluster.watch.lives, key=lambda life: life.began):
+            ended = self.hung_at if life is self.hung else life.ended or now
+            if ended - life.began > self.SHORT_LIFE_S:
+                longest = max(longest, life.began - end)
+                end = max(end, ended)
+        return max(longest, now - end if now - end > 0.05 else 0.0)
+
+    def role_changes(self):
+        """How often the active role changed hands, by what the controllers said."""
+        claims = []
+        for name, one in self._ever:
+            text = one.output()[self._said.get(id(one), 0):]
+            claims += [(int(term), name)
+                       for term in re.findall(r"\] active in term (\d+): ", text)]
+        holders = [self.active] * bool(self.active) + [name for _, name in sorted(claims)]
+        return sum(1 for one, other in zip(holders, holders[1:]) if one != other)
+
+    def alive(self):
+        return sum(1 for one in self.controllers.values() if one.alive())
+
+    def _problems(self, fault):
+        """What did not hold, in sentences."""
+        watch, problems = self.cluster.watch, []
+        overlap_s, downtime_s, roles = self.overlap_s(), self.downtime_s(), self.role_changes()
+        if fault.control and not overlap_s:
+            problems.append("the harness saw no two schedulers, though there were two")
+        if not fault.control and overlap_s > fault.overlap_s:
+            problems.append("two schedulers for {:.1f} s: {}".format(overlap_s, watch.lives))
+        if downtime_s > self.bound_s:
+            problems.append("{:.1f} s without a scheduler, allowed are {:.1f}: {}".format(
+                downtime_s, self.bound_s, watch.lives))
+        if self.bound_s and fault.lives == 1:
+            again_s = self.new_lives()[0].began - self.counted_from
+            if again_s > self.bound_s:
+                problems.append("a scheduler ran again after {:.1f} s, allowed are {:.1f}: {}"
+                                .format(again_s, self.bound_s, watch.lives))
+        if roles not in fault.roles:
+            problems.append("the active role changed hands {} times, not {}".format(
+                roles, " or ".join(map(str, fault.roles))))
+        if fault.lives is not None and len(self.new_lives()) != fault.lives:
+            problems.append("{} schedulers began, not {}: {}".format(
+                len(self.new_lives()), fault.lives, watch.lives))
+        if fault.lives == 0 and self.scheduler.ended:
+            problems.append("the scheduler was ended needlessly: {}".format(watch.lives))
+        for name, one in sorted(self.controllers.items()):
+            if not one.alive():
+                problems.append("the controller on {} has ended: {}".format(name, one.output()))
+            elif name not in self.lost and one is not self._kept.get(name):
+                problems.append("the controller on {} is another process".format(name))
+        for name, one in self._ever:
+            if "Traceback" in one.output()[self._said.get(id(one), 0):]:
+                problems.append("the controller on {} tells of an error of its own".format(name))
+        return problems
+
+    # -- what faults are made of
+
+    def let_pass(self, seconds):
+        """Time passes; nothing is waited for."""
+        if seconds > 0:
+            time.sleep(seconds)
+
+    def start_controller(self, name, environment=None):
+        controller = super().start_controller(name, environment)
+        self._ever.append((name, controller))
+        return controller
+
+    def start_controllers(self):
+        """Start those that don't run, at the same time."""
+        for name in self.cluster.hosts:
+            if name not in self.controllers or not self.controllers[name].alive():
+                self.start_controller(name)
+
+    def stop_controllers(self, *names):
+        """Ask them to end, and wait for it."""
+        self.lost.update(names)
+        for name in names:
+            self.controllers[name].send(signal.SIGTERM)
+        for name in names:
+            status = self.controllers[name].wait(30)
+            if status:
+                raise AssertionError("the controller on {} ended with status {}".format(
+                    name, status))
+
+    def make_active(self, wanted):
+        """Have the wanted controller take the lease over."""
+        active = self.cluster_record().holder
+        others = [name for name in self.cluster.hosts if name not in (wanted, active)]
+        self.stop_controllers(*others)
+        self.stop_controllers(active)
+        self.wait_for_active((wanted,), 20)
+        self.start_controllers()
+        self.wait_for_calm()
+
+    def kill_controllers(self, *names):
+        self.lost.update(names)
+        for name in names:
+            self.controllers[name].send(signal.SIGKILL)
+        for name in names:
+            self.controllers[name].kill()
+
+    def kill_scheduler(self):
+        os.kill(self.scheduler.pid, signal.SIGKILL)
+        wait_until(lambda: self.scheduler.ended, 5, "the death of the scheduler")
+
+    def on_mend(self, function):
+        self._undo.append(function)
+
+    def sql(self, text):
+        self.server.sql(text, self.url.rpartition("/")[2])
+
+    def freeze(self, pids):
+        """SIGSTOP, until the fault is mended."""
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):   # it had served its connection
+                os.kill(pid, signal.SIGSTOP)
+                self.on_mend(functools.partial(let_go, pid))
+
+    def freeze_controllers(self, *names):
+        for name in names:
+            self.controllers[name].freeze()
+            self.on_mend(self.controllers[name].thaw)
+
+    def power_off(self, *names):
+        self.lost.update(names)
+        for name in names:
+            self.cluster[name].power_off()
+
+    def kill_sshd(self, *names):
+        for name in names:
+            for pid in self.cluster[name].sshd():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self.on_mend(self.cluster[name].start_sshd)
+
+    def cut(self, name, targets, how, way):
+        """Cut a host's links to the database, its peers or both; `way` is both, out or in."""
+        others = ["db"] if targets in ("database", "both") else []
+        if targets in ("peers", "both"):
+            others += [other for other in self.cluster.hosts if other != name]
+        for other in others:
+            first, second = (other, name) if way == "in" else (name, other)
+            self.cluster.cut(first, second, how, one_way=way != "both")
+
+    def break_database(self, how, for_s, meanwhile=lambda: None):
+        """Take the metadata away for a time. The time without a scheduler counts from its return;
+        nothing at all may happen when it was short."""
+        call, server = self.cluster.servers.call, self.server
+        do, undo = {"stop": (server.stop, server.start), "kill": (server.kill, server.start),
+                    "freeze": (server.freeze, server.thaw),
+                    "read-only": (functools.partial(server.set_read_only, True),
+                                  functools.partial(server.set_read_only, False))}[how]
+        began = clock()
+        self.on_mend(functools.partial(call, undo))
+        call(do)
+        meanwhile()
+        self.let_pass(began + for_s - clock())
+        self._undo.pop()()
+        if clock() - began < SHORT_OUTAGE_S:
+            self.bound_s = 0.0
+        else:
+            self.counted_from = clock()
+
+    def start_by_hand(self, name):
+        return self.cluster[name].start_process(["airflow", "scheduler"])
+
+    def upgrade(self, name, version, kill=False):
+        """Another version of asfc.py on a host, and a restart of its controller."""
+        host = self.cluster[name]
+        text = host.read("asfc.py")
+        host.write("asfc.py", re.sub(r'(?m)^__version__ = .*', '__version__ = "{}"'.format(version),
+                                     text))
+        if kill:
+            self.kill_controllers(name)
+        else:
+            self.stop_controllers(name)
+        self.start_controller(name)
+        self.wait_for_words(name, "asfc {} starts on {}".format(version, name), 15)
+
+
+def let_go(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+# Cheap while nothing is to be held.
+HELD_SSH = """\
+#!/bin/sh
+[ -e ~/hold ] || exec ssh "$@"
+exec ~/bin/slow-ssh "$@"
+"""
+
+
+# -- faults that take several steps
+
+
+def an_old_start_arrives(bench):
+    """The active controller is frozen between its last check and its send, and let go, and what it
+    sends arrives, when another one has started the scheduler elsewhere."""
+    host, node = bench.cluster[bench.active], bench.cluster[bench.node]
+    host.write("hold", bench.node)
+    node.write("scheduler_is_broken", "")
+    bench.kill_scheduler()
+    late = wait_until(lambda: host.read("held"), 20, "a start on its way")
+    frozen = bench.controllers[bench.active]
+    frozen.freeze()
+    bench.wait_for_active([name for name in bench.cluster.hosts if name != bench.active],
+                          TAKEOVER_S + 5)
+    wait_for_another_node(bench, 60)
+    node.remove("scheduler_is_broken")
+    if bench.settings.get("without_protections"):
+        bench.freeze_controllers(bench.node)   # it would soon stop what it must not have
+    frozen.thaw()
+    host.write("release", "")
+    answer = wait_until(lambda: host.read("answer"), 20, "the answer to the old start")
+    bench.let_pass(2 * POLL_S)
+    refused = re.search(r"has heard of the newer|promise", answer)
+    if bool(refused) == bool(bench.settings.get("without_protections")):
+        raise AssertionError("the start {} on {} was answered: {}".format(late, bench.node, answer))
+
+
+def all_begin_at_once(bench):
+    """On new hosts, with new metadata."""
+    bench.boot(bench.settings)
+    bench.lost, bench.bound_s = set(bench.cluster.hosts), bench.fault.bound_s
+
+
+def all_begin_again_at_once(bench):
+    bench.kill_controllers(*bench.cluster.hosts)
+    bench.start_controllers()
+
+
+def second_on_the_same_host(bench):
+    second = bench.start_by_hand(bench.node)
+    wait_until(lambda: not second.alive(), 15, "the end of the second scheduler")
+
+
+def second_on_another_host(bench):
+    second = bench.start_by_hand(bench.third)
+    wait_until(lambda: not second.alive(), 15, "the end of the second scheduler")
+
+
+def two_without_controllers(bench):
+    """Nobody is there to stop the second one: the harness has to see both."""
+    bench.stop_controllers(*bench.cluster.hosts)
+    second = bench.start_by_hand(bench.third)
+    wait_until(lambda: len(bench.cluster.watch.alive()) == 2, 10, "two schedulers")
+    bench.let_pass(1)
+    second.kill()
+
+
+def hang(bench):
+    """A scheduler that stands still for good: its heartbeat in the job table shows that."""
+    bench.let_pass(bench.scheduler.began + 2 * JOB_THRESHOLD_S - clock())  # it is no new one
+    bench.freeze([bench.scheduler.pid])
+    bench.hung, bench.hung_at = bench.scheduler, clock()
+    bench.counted_from = bench.hung_at
+
+
+def cut_off_with_a_dead_controller(bench):
+    """Two faults: nobody could end the scheduler there, but the job table tells that it lives."""
+    bench.kill_controllers(bench.node)
+    bench.cut(bench.node, "peers", "silent", "both")
+
+
+def crash_at_start(bench):
+    bench.cluster[bench.node].write("scheduler_is_broken", "")
+    bench.kill_scheduler()
+    wait_for_another_node(bench, 2 * DEAD_S + 15)
+
+
+def crash_again_and_again(bench):
+    bench.cluster[bench.node].write("scheduler_crashes_after", "4")
+    bench.kill_scheduler()
+    wait_for_another_node(bench, 4 * (bench.bound_s + 4))
+
+
+def wait_for_another_node(bench, timeout_s):
+    """Wait until the scheduler has lived for a while where its start is not broken."""
+    def elsewhere():
+        alive = bench.cluster.watch.alive()
+        return alive and alive[0].host != bench.node and clock() - alive[0].began > 2
+    wait_until(elsewhere, timeout_s, lambda: "a scheduler elsewhere: {}".format(
+        bench.cluster.watch.lives))
+
+
+def clock_an_hour_off(role):
+    """First its controller gets a clock that the test can set; then that is an hour ahead, then an
+    hour behind. Its clocks that nobody sets go on."""
+    def do(bench):
+        name = getattr(bench, role)
+        host = bench.cluster[name]
+        host.write("clock", "+0")
+        bench.kill_controllers(name)
+        bench.start_controller(name, {
+            "LD_PRELOAD": FAKETIME, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_TIMESTAMP_FILE": host.HOME + "/clock"})
+        bench.wait_for_calm()
+        for offset in ("+3600", "-3600"):
+            host.write("clock", offset)
+            bench.let_pass(HEARTBEAT_TIMEOUT_S)
+        shown = bench.controllers[name].output().splitlines()[-1][:19]
+        off_s = time.mktime(time.strptime(shown, "%Y-%m-%d %H:%M:%S")) - time.time()
+        if abs(off_s + 3600) > 60:
+            raise AssertionError("its log's clock is {:.0f} s off, not an hour".format(off_s))
+    return do
+
+
+def upgrade_one_by_one(bench):
+    """Those on standby first, and the active one last: so the role changes hands once."""
+    for name in sorted(bench.cluster.hosts, key=lambda name: name == bench.active):
+        bench.upgrade(name, "2.9.0")
+        bench.wait_for_calm()
+
+
+def upgrade_while_a_node_is_off(bench):
+    bench.power_off(bench.node)
+    bench.upgrade(bench.third, "2.9.1")
+    bench.wait_for_words(bench.third, "standby: {} is active".format(bench.active), 10)
+    bench.upgrade(bench.active, "2.9.1")
+    bench.counted_from = clock()   # the new active controller waits for the silence from now on
+
+def restart_while_the_database_is_down(bench):
+    def restart():
+        for name in bench.cluster.hosts:
+            bench.upgrade(name, "2.9.2", kill=True)
+    bench.break_database("stop", 14, restart)
+
+
+def restart_on_a_node_that_is_cut_off(from_s, to_s):
+    """Its controller dies and comes back, and goes on with the deadline that it finds."""
+    def do(bench):
+        bench.cut(bench.node, "both", "silent", "both")
+        bench.let_pass(from_s)
+        bench.kill_controllers(bench.node)
+        bench.let_pass(to_s - from_s)
+        bench.start_controllers()
+    return do
+
+
+def clear_metadata(bench):
+    done = bench.cluster[bench.third].run([HOST_PYTHON, "asfc.py", "clear_metadata", "--force"])
+    if done.returncode or "The metadata is cleared." not in done.stdout:
+        raise AssertionError("clear_metadata: {}{}".format(done.stdout, done.stderr))
+
+
+def metadata_from_before_a_move(bench):
+    backup(bench)
+    move(bench)
+    bench.look_around()
+    restore(bench)
+
+
+def metadata_from_before_a_takeover_and_a_move(bench):
+    """The record then names an instance that is dead, whose host may take its own lease back."""
+    backup(bench)
+    bench.kill_controllers(bench.active)
+    bench.wait_for("another active controller", lambda: (
+        bench.cluster_record().holder != bench.active), TAKEOVER_S + 5)
+    bench.start_controllers()
+    bench.wait_for_calm()
+    move(bench)
+    bench.look_around()
+    restore(bench)
+
+
+def backup(bench):
+    bench.sql("CREATE TABLE backup AS SELECT * FROM asfc_metadata")
+
+
+def restore(bench):
+    bench.sql("BEGIN; DELETE FROM asfc_metadata; INSERT INTO asfc_metadata SELECT * FROM backup; "
+              "COMMIT; DROP TABLE backup")
+
+
+def move(bench):
+    """Have the scheduler run on another node."""
+    crash_at_start(bench)
+    bench.wait_for_calm()
+    bench.cluster[bench.node].remove("scheduler_is_broken")
+
+
+def fence_by_command(bench):
+    """A node that promises nothing is cut off, with its scheduler: only the command can end it."""
+    for host in bench.cluster:
+        host.write("bin/fence", FENCE_COMMAND, 0o755)
+    stop = threading.Event()
+    fencer = threading.Thread(target=serve_fence_command, args=(bench, stop), daemon=True)
+    fencer.start()
+    bench.on_mend(fencer.join)
+    bench.on_mend(stop.set)
+    bench.cut(bench.node, "both", "silent", "both")
+
+
+# It asks for the power of a node to be switched off, and waits until that is done.
+FENCE_COMMAND = """\
+#!/bin/sh
+echo "$ASFC_NODE" > "/mnt/fence-$ASFC_NODE"
+while [ ! -e "/mnt/fenced-$ASFC_NODE" ]; do sleep 0.1; done
+"""
+
+
+def serve_fence_command(bench, stop):
+    """Stands for the power switches: what the hosts ask for through /mnt is done."""
+    while not stop.wait(0.05):
+        for name in bench.cluster.hosts:
+            done = os.path.join(bench.cluster.shared, "fenced-" + name)
+            if os.path.exists(os.path.join(bench.cluster.shared, "fence-" + name)) \
+                    and not os.path.exists(done):
+                bench.power_off(name)
+                write_file(done, "")
+
+
+def confirm_dead(bench):
+    """Without a promise nothing is started elsewhere, until a person vouches for the node."""
+    bench.power_off(bench.node)
+    bench.let_pass(LONG_S)
+    if bench.new_lives():
+        raise AssertionError("a scheduler was started without a proof")
+    done = bench.cluster[bench.third].run(
+        [HOST_PYTHON, "asfc.py", "confirm_dead", bench.node, "--yes"])
+    if done.returncode:
+        raise AssertionError("confirm_dead: {}{}".format(done.stdout, done.stderr))
+    bench.counted_from = clock()
+
+
+# -- the table
+
+FAKETIME = "".join(glob.glob("/usr/lib/*/faketime/libfaketime.so.1"))
+DEFAULT_TIMES = {"poll_frequency": None, "heartbeat_timeout": None}
+# Airflow's threshold for WITH_JOB_TABLE, and how often the stand-ins write a heartbeat there.
+JOB_THRESHOLD_S, JOB_HEARTBEAT_S = 6, 0.5
+WITH_JOB_TABLE = {"job_table": True, "sections":
+                  "[scheduler]\nscheduler_health_check_threshold = {}\n".format(JOB_THRESHOLD_S)}
+STOP_S = 2 * int(SETTINGS["scheduler_stop_wait_time"]) + 1
+HUNG_S = JOB_THRESHOLD_S + JOB_HEARTBEAT_S + POLL_S + QUERY_S + STOP_S + START_S
+# max(h, W) + i + 2c + 3 c_m + s
+DEFAULT_LOST_NODE_S = 55 + START_S
+
+
+def frozen_controller(role):
+    return lambda bench: bench.freeze_controllers(getattr(bench, role))
+
+
+def process_faults():
+    for role, who in (("active", "the active controller"), ("third", "a controller on standby"),
+                      ("node", "the controller of the scheduler's node")):
+        yield Fault("SIGKILL of {}".format(who),
+                    lambda bench, role=role: bench.kill_controllers(getattr(bench, role)),
+                    roles=int(role == "active"), together=False,
+                    for_s={"active": 0, "third": HEARTBEAT_TIMEOUT_S, "node": LONG_S}[role])
+        yield Fault("SIGSTOP of {} for 3 s".format(who), frozen_controller(role), for_s=3,
+                    together=False)
+        yield Fault("SIGSTOP of {} until a silence would be over".format(who),
+                    frozen_controller(role), roles=int(role == "active"), together=False,
+                    for_s=HEARTBEAT_TIMEOUT_S if role == "third" else LONG_S)
+    yield Fault("SIGSTOP of the active controller, the scheduler's node's own",
+                frozen_controller("active"), roles=1, together=True, for_s=LONG_S)
+    yield Fault("SIGSTOP of all controllers until a silence would be over", lambda bench: (
+        bench.freeze_controllers(*bench.cluster.hosts)), roles=(0, 1), for_s=LONG_S)
+    yield Fault("SIGKILL of the scheduler", FaultBench.kill_scheduler, DEAD_S)
+    yield Fault("SIGSTOP of the scheduler for 3 s",
+                lambda bench: bench.freeze([bench.scheduler.pid]), for_s=3)
+    yield Fault("SIGSTOP of the scheduler for 15 s",
+                lambda bench: bench.freeze([bench.scheduler.pid]), for_s=15)
+    yield Fault("SIGSTOP of the sshd of the scheduler's node", lambda bench: (
+        bench.freeze(bench.cluster[bench.node].sshd())), together=False, for_s=LONG_S)
+    yield Fault("SIGSTOP of all sshds", lambda bench: [
+        bench.freeze(host.sshd()) for host in bench.cluster], for_s=LONG_S)
+    yield Fault("SIGKILL of the sshd of the scheduler's node",
+                lambda bench: bench.kill_sshd(bench.node), together=False,
+                for_s=HEARTBEAT_TIMEOUT_S)
+    yield Fault("SIGKILL of all sshds", lambda bench: bench.kill_sshd(*bench.cluster.hosts),
+                for_s=HEARTBEAT_TIMEOUT_S)
+    yield Fault("the active controller is frozen between its last check and its send",
+                an_old_start_arrives, LOST_IN_RESTART_S + DEAD_S, roles=1, lives=None,
+                together=False)
+
+
+def power_faults():
+    yield Fault("power-off of a node on standby",
+                lambda bench: bench.power_off(bench.third), for_s=HEARTBEAT_TIMEOUT_S)
+    yield Fault("power-off of the active controller's node", lambda bench: (
+        bench.power_off(bench.active)), roles=1, together=False, for_s=LONG_S)
+    yield Fault("power-off of the scheduler's node",
+                lambda bench: bench.power_off(bench.node), LOST_NODE_S, together=False)
+    yield Fault("power-off of the scheduler's node, back after 4 s",
+                lambda bench: bench.power_off(bench.node), LOST_NODE_S, together=False, for_s=4,
+                mend_first=True)
+    yield Fault("power-off of the scheduler's node and the active controller's",
+                lambda bench: bench.power_off(bench.node), LOST_NODE_S, roles=1, together=True)
+    yield Fault("the same with the default times", lambda bench: bench.power_off(bench.node),
+                DEFAULT_LOST_NODE_S, roles=1, together=True, **DEFAULT_TIMES)
+
+
+def link_faults(every=False):
+    """Which host is cut off from what, in which way. The scheduler is replaced where its node has
+    no metadata; the active role where its controller has none."""
+    for who, together in (("the scheduler's node", False), ("the active controller's node", False),
+                          ("the scheduler's node, the active one", True)):
+        for targets, how, way in itertools.product(
+                ("database", "peers", "both"), ("silent", "icmp"), ("both", "out", "in")):
+            if not every and not is_cut_of_the_full_tier(together, targets, how, way):
+                continue
+            role = "active" if who.startswith("the active") else "node"
+            lost = targets != "peers"
+            moves, changes = lost and role == "node", lost and (role == "active" or together)
+            yield Fault(
+                "cut of {} from {}, {}, {}".format(
+                    who, {"database": "the database", "peers": "its peers", "both": "all"}[targets],
+                    {"both": "both ways", "out": "out", "in": "in"}[way], how),
+                lambda bench, role=role, targets=targets, how=how, way=way: bench.cut(
+                    getattr(bench, role), targets, how, way),
+                LOST_NODE_S if moves else 0.0, roles=int(changes), together=together,
+                for_s=0.0 if moves or changes else LONG_S)
+
+
+def restarts_of_cut_off_controllers():
+    deadline_s = HEARTBEAT_TIMEOUT_S * 2 / 3
+    for words, from_s, to_s in (("before its deadline", deadline_s / 3, deadline_s / 3),
+                                ("over its deadline", deadline_s * 2 / 3, deadline_s + 2)):
+        yield Fault("cut of the scheduler's node from all, its controller restarted " + words,
+                    restart_on_a_node_that_is_cut_off(from_s, to_s), LOST_NODE_S, together=False)
+
+
+def is_cut_of_the_full_tier(together, targets, how, way):
+    if together:
+        return (how, way) == ("silent", "both")
+    return way == "both" or (targets, how) == ("both", "silent") \
+        or (targets, how, way) == ("database", "icmp", "in")
+
+
+def metadata_faults():
+    away = {"roles": 0, "lives": 1, "mend_first": True}
+    for words, how in (("is stopped", "stop"), ("stands still", "freeze"),
+                       ("is read-only", "read-only")):
+        roles = (0, 1) if how == "read-only" else 0
+        yield Fault("the database {} for 20 s".format(words), lambda bench, how=how: (
+            bench.break_database(how, 20)), DEAD_S, **dict(away, roles=roles))
+    for words, how in (("stands still", "freeze"), ("is read-only", "read-only")):
+        yield Fault("the database {} for 2 s".format(words), lambda bench, how=how: (
+            bench.break_database(how, 2)), for_s=INTERVAL_S * 4)
+    yield Fault("the database is restarted", lambda bench: bench.break_database("stop", 0),
+                DEAD_S, lives=None, for_s=INTERVAL_S * 4)
+    yield Fault("the database crashes and is restarted",
+                lambda bench: bench.break_database("kill", 0), DEAD_S, lives=None,
+                for_s=INTERVAL_S * 4)
+    yield Fault("controllers restarted one by one while the database is stopped",
+                restart_while_the_database_is_down, DEAD_S, roles=(0, 1), lives=1, mend_first=True)
+    yield Fault("the metadata is cleared by the verb", clear_metadata, roles=(0, 1),
+                for_s=HEARTBEAT_TIMEOUT_S + 2 * INTERVAL_S)
+    yield Fault("the metadata is restored from before a move", metadata_from_before_a_move,
+                for_s=HEARTBEAT_TIMEOUT_S)
+    yield Fault("the metadata is restored from before a takeover and a move",
+                metadata_from_before_a_takeover_and_a_move, roles=(0, 1),
+                for_s=HEARTBEAT_TIMEOUT_S + 2 * INTERVAL_S)
+
+
+def other_faults():
+    for role, who in (("active", "the active controller's host"), ("node", "the scheduler's node")):
+        yield Fault("the wall clock of {} is an hour off".format(who), clock_an_hour_off(role),
+                    together=False)
+    yield Fault("all controllers begin at once on new hosts", all_begin_at_once, DEAD_S, roles=0)
+    yield Fault("all controllers are killed and begin again at once", all_begin_again_at_once,
+                roles=(0, 1), for_s=HEARTBEAT_TIMEOUT_S)
+    yield Fault("a second scheduler is started by hand on the same host", second_on_the_same_host,
+                lives=1, overlap_s=SECOND_BY_HAND_S)
+    yield Fault("a second scheduler is started by hand on another host", second_on_another_host,
+                lives=1, overlap_s=SECOND_BY_HAND_S)
+    yield Fault("a scheduler that crashes at start on its node", crash_at_start, 2 * DEAD_S,
+                lives=None)
+    yield Fault("a scheduler that crashes again and again, 4 s after its start",
+                crash_again_and_again, DEAD_S, lives=None, scheduler_restart_budget="3")
+    yield Fault("the scheduler hangs, as the job table shows", hang, HUNG_S, **WITH_JOB_TABLE)
+    yield Fault("controller killed and its node cut from its peers, the job table moves",
+                cut_off_with_a_dead_controller, for_s=LONG_S, together=False, **WITH_JOB_TABLE)
+    yield Fault("controllers are upgraded one by one", upgrade_one_by_one, roles=1)
+    yield Fault("controllers are upgraded one by one while the scheduler's node is off",
+                upgrade_while_a_node_is_off, LOST_NODE_S, roles=1, together=False)
+    yield Fault("a node without a promise is cut off and ended by fence_command", fence_by_command,
+                LOST_NODE_S, together=False, on_metadata_loss="keep",
+                fence_command="~/bin/fence")
+    yield Fault("a node without a promise is powered off and confirmed dead", confirm_dead, DEAD_S,
+                together=False, on_metadata_loss="keep")
+
+
+def control_faults():
+    yield Fault("control: two schedulers on purpose, no controllers", two_without_controllers,
+                roles=(0, 1), lives=1, control=True)
+    yield Fault("control: an old start arrives, gate and deadline test off", an_old_start_arrives,
+                LOST_IN_RESTART_S + DEAD_S, roles=(0, 1, 2), lives=None, together=False,
+                control=True, without_protections=True)
+
+
+def all_faults(every_cut=False):
+    """The table. Those that take longest come first: so the clusters are done at the same time."""
+    faults = list(itertools.chain(
+        process_faults(), power_faults(), link_faults(every_cut), restarts_of_cut_off_controllers(),
+        metadata_faults(), other_faults(), control_faults()))
+    return sorted(faults, key=lambda fault: (
+        not fault.settings, str(fault.settings), fault.together is None, bool(fault.together)))
+
+
+class FaultRun:
+    """Faults done on several clusters side by side."""
+    CLUSTERS = 3
+
+    def __init__(self, faults, told=None):
+        self._waiting = collections.deque(faults)
+        self._outcomes = {fault.name: None for fault in faults}
+        self._done = threading.Condition()
+        self._told = told or (lambda outcome: None)
+        self._threads = [threading.Thread(target=self._work, daemon=True)
+                         for _ in range(min(self.CLUSTERS, len(faults)))]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self):
+        bench = None
+        while self._waiting:
+            try:
+                fault = self._waiting.popleft()
+            except IndexError:
+                break
+            try:
+                bench = bench or FaultBench()
+                outcome = bench.run(fault)
+            except BaseException:
+                outcome = Outcome(fault, problems=[traceback.format_exc()])
+            with self._done:
+                self._outcomes[fault.name] = outcome
+                self._told(outcome)
+                self._done.notify_all()
+        if bench:
+            bench.close()
+
+    def outcome(self, name):
+        """Wait for what became of a fault."""
+        with self._done:
+            self._done.wait_for(lambda: self._outcomes[name])
+            return self._outcomes[name]
+
+    def end(self):
+        """Let the faults that are being done come to their end, and do no more."""
+        self._waiting.clear()
+        for thread in self._threads:
+            thread.join()
+
+    def table(self):
+        return "\n".join([Outcome.HEADER] + [str(outcome) for outcome in self._outcomes.values()
+                                             if outcome])
+
+
+class FaultsOnRealHosts(unittest.TestCase):
+    """One test for each row of the table. The faults of the tests that were asked for are done on
+    clusters of three hosts side by side; each test waits for its own."""
+    chosen, faults = [], collections.OrderedDict()
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.chosen.append(name)
+
+    @classmethod
+    def setUpClass(cls):
+        require("root", os.geteuid() == 0)
+        require("a MariaDB server", MariaDbServer.present())
+        require("libfaketime", FAKETIME)
+        cls.running = FaultRun([fault for name, fault in cls.faults.items() if name in cls.chosen])
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.running.end()
+        print("\n" + cls.running.table(), file=sys.stderr)
+
+    def assert_holds(self, fault):
+        outcome = self.running.outcome(fault.name)
+        if outcome.problems:
+            self.fail("{}: {}\n{}".format(fault.name, "; ".join(outcome.problems), outcome.story))
+
+
+for each in all_faults():
+    test_name = "test_" + re.sub(r"\W+", "_", each.name)
+    FaultsOnRealHosts.faults[test_name] = each
+    setattr(FaultsOnRealHosts, test_name,
+            lambda self, fault=each: self.assert_holds(fault))
+
+
+def soak_faults(rounds=5):
+    """`soak hosts`: the whole table, with every kind of cut, so many times."""
+    end_in_order_on_sigterm()
+    failed = 0
+    for number in range(1, rounds + 1):
+        print("round {}\n{}".format(number, Outcome.HEADER), flush=True)
+        def tell(outcome):
+            print(outcome, *outcome.problems, sep="\n    ", flush=True)
+            if outcome.problems:
+                print(textwrap.indent(outcome.story, "    "), flush=True)
+        faults = all_faults(every_cut=True)
+        running = FaultRun(faults, tell)
+        failed += sum(1 for fault in faults if running.outcome(fault.name).problems)
+        running.end()
+    print("{} faults failed".format(failed))
+    return 1 if failed else 0
+
+
+class NoNeedlessFailover(ClusterTest):
+    """The default times, load on all cores, an ssh that takes 2 s, a database that takes 1 s."""
+    FOR_S = 60
+    POLL_S, INTERVAL_S = 10, 3
+    SLOW = '#!/bin/sh\n[ "$1" = --version ] || sleep {}\nexec {} "$@"\n'
+
+    def test_nothing_is_taken_over_or_restarted_and_no_heartbeat_or_poll_is_left_out(self):
+        for host in self.cluster:
+            host.write("bin/ssh-of-2-s", self.SLOW.format(2, find_program("ssh")), 0o755)
+            for client in ("mysql", "mariadb"):
+                host.write("bin/" + client, self.SLOW.format(1, find_program(client)), 0o755)
+        scheduler = self.start_cluster(poll_frequency=None, heartbeat_timeout=None,
+                                       ssh_command="ssh-of-2-s")
+        for _ in range(os.cpu_count()):
+            self.cluster["c"].start_process(["sh", "-c", "while :; do :; done"])
+        before = self.cluster_record(), self.records()["cluster"].version, clock()
+        said = {name: len(one.output()) for name, one in self.controllers.items()}
+        until = clock() + self.FOR_S
+        wait_until(lambda: time.sleep(0.5) or clock() > until, self.FOR_S + 60, "the time is over")
+        record, version, for_s = self.cluster_record(), self.records()["cluster"].version, \
+            clock() - before[2]
+        self.assertEqual((record.pair, record.instance), (before[0].pair, before[0].instance))
+        self.assert_one_scheduler_since(scheduler)
+        self.assertTrue(all(one.alive() for one in self.controllers.values()))
+        self.assert_about(version - before[1], for_s / self.INTERVAL_S, "heartbeats")
+        polls = self.controllers["a"].output()[said["a"]:].count("asked all nodes")
+        self.assert_about(polls, for_s / self.POLL_S, "polls")
+        for name, one in self.controllers.items():
+            self.assertNotIn(" WARNING ", one.output()[said[name]:])
+
+    def assert_about(self, number, expected, what):
+        """As many as there should be, but for one at each end and one in a hundred."""
+        self.assertLess(abs(number - expected), 1.5 + expected / 100,
+                        "{} {}, not {:.1f}".format(number, what, expected))
+
+
+def soak_quiet():
+    """`soak quiet`: half an hour without a needless failover."""
+    end_in_order_on_sigterm()
+    NoNeedlessFailover.FOR_S = 1800
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(NoNeedlessFailover)
+    return 0 if unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful() else 1
 
 
 ###############################################################################
@@ -10301,7 +11384,8 @@ class OperatorTest(unittest.TestCase):
                 with refused("nothing was written"):
                     self.confirm(cluster, "a", answers, is_sure=False)
             self.assertEqual(self.record(cluster).vouched, before)
-        cluster, _ = self.drive(play, on_metadata_loss="keep")
+        # A look that ends sooner than a heartbeat comes: its controller's record is waited for.
+        cluster, _ = self.drive(play, on_metadata_loss="keep", query_timeout=0.5)
         self.assertNotIn("a was confirmed to be off", self.events(cluster))
 
     def test_a_record_that_changes_while_the_person_thinks_is_a_sign_of_life(self):
@@ -10320,6 +11404,13 @@ class OperatorTest(unittest.TestCase):
             with self.assertRaisesRegex(asfc.RefusedError, "writes its record"):
                 self.confirm(cluster, "a", ["yes", "a"], is_sure=False)
         self.drive(play, on_metadata_loss="keep")
+
+    def test_the_watch_lasts_as_long_as_the_longest_heartbeat_of_all(self):
+        record = asfc.NodeRecord("b", "x", settings={"heartbeat_timeout": 100.0})
+        records = {"cluster": asfc.Record(1, asfc.ClusterRecord("id").to_text())}
+        self.assertEqual(asfc.watch_s(settings(heartbeat_timeout=20.0), records), 3 + 3 + 1)
+        records["node/b"] = asfc.Record(1, record.to_text())
+        self.assertEqual(asfc.watch_s(settings(), records), 10 + 3 + 1)
 
     def test_paused_nothing_is_started_stopped_or_fenced_until_resumed(self):
         def play(cluster):
@@ -11046,8 +12137,8 @@ def soak_quiet_week():
     return 0
 
 
-SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "simulation": soak_simulation,
-         "simulated-week": soak_quiet_week}
+SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_faults,
+         "quiet": soak_quiet, "simulation": soak_simulation, "quiet-week": soak_quiet_week}
 
 
 class ResultThatTells(unittest.TextTestResult):
