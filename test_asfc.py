@@ -6812,7 +6812,8 @@ class SimulatedWorld(VirtualWorld):
         calls = [self.cluster.send(self, command) for command in commands]
         self.wait_for(calls, max([command.timeout_s for command in commands] or [0]))
         for command, call in zip(commands, calls):
-            self.cluster.note_silence(self.name, command.request, call.result is None)
+            self.cluster.note_silence(self.name, command.request,
+                                      not (call.result and call.result.stdout))
         none = asfc.CommandResult(None, "", "", "no answer in time")
         return [call.result or none for call in calls]
 
