@@ -3776,6 +3776,7 @@ class SelfFence:
         self._uid = uid
         self._path = os.path.join(configuration.state_dir_here, "fence")
         self._ran_at: Optional[float] = None
+        self._due_at = world.now()
         self._began_at: Optional[float] = None
         self._chance_until: Optional[float] = None
         self._hard = False
@@ -3827,7 +3828,7 @@ class SelfFence:
 
     def refuse_chance(self) -> None:
         """The node is not a possible one any more: another scheduler may run by now."""
-        self._chance_until = self._world.now()
+        self._chance_until = float("-inf")
         self._world.wake("fence")
 
     def _keep(self) -> None:
@@ -3850,9 +3851,14 @@ class SelfFence:
         """Look at the deadline, and fence when it has passed; returns the seconds to the next."""
         if self.ended:
             return None
-        now, before = self._world.now(), self._ran_at
+        now = self._world.now()
+        pause_s = self._look(now, self._ran_at, max(0.0, now - self._due_at))
+        self._ran_at, self._due_at = now, now + pause_s
+        return pause_s
+
+    def _look(self, now: float, before: Optional[float], late_s: float) -> float:
+        """`before` is when this was done last, `late_s` by how much this time comes too late."""
         did_not_run = before is None or now - before > 2 * FENCE_TICK_S
-        self._ran_at = now
         left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
         if left_s > 0 and (self._began_at is None or self.clean):
             self._began_at = self._chance_until = None
@@ -3861,6 +3867,8 @@ class SelfFence:
         if self._began_at is None and did_not_run:   # also when it was frozen in its try
             self._chance_until = now + self._configuration.metadata_limit_s
             self._world.wake("heartbeat")
+        elif self._chance_until is not None:
+            self._chance_until += late_s   # the try has c_m in which this process does run
         if self._began_at is None and self._chance_until is not None and now < self._chance_until:
             return min(self.SOON_S, self._chance_until - now)
         if self._began_at is None:
@@ -5415,6 +5423,9 @@ def keep_the_active_one(seen: Observation, configuration: Any,
     leftovers = stop_remnants(seen, configuration, but=active)
     if leftovers:
         return leftovers
+    failed = end_starts_that_failed(seen, configuration)
+    if failed:  # on another node: where one runs no start is open
+        return failed._replace(healthy=None, attempt_over="")
     waiting = tuple(node for node in record.possible_nodes[:-1] if not seen.proven_stopped(node))
     if len(waiting) + 1 < len(record.possible_nodes):
         gone = [node for node in record.possible_nodes[:-1] if node not in waiting]

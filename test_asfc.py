@@ -4270,6 +4270,20 @@ class SelfFenceTest(unittest.TestCase):
         self.assertEqual(bench.sent, [(12, signal.SIGKILL), (10, signal.SIGKILL),
                                       (11, signal.SIGKILL)])
 
+    def test_in_its_try_only_the_time_counts_in_which_it_ran(self):
+        bench = self.bench
+        bench.promise()
+        bench.time += 100
+        bench.fence.step()
+        for _ in range(2):
+            bench.run_for(1.0)
+            bench.time += 1.9      # stood still again
+            bench.fence.step()
+        bench.run_for(0.5)         # of 3 s it has had 2.4, what it stood still beyond a pause is off
+        self.assertEqual(bench.sent, [])
+        bench.run_for(0.5)
+        self.assertEqual(bench.list, [])
+
     def test_the_try_succeeds_by_a_confirmed_write_and_ends_where_the_node_is_not_possible(self):
         for refused in (False, True):
             bench = FenceBench()
@@ -6239,6 +6253,9 @@ class DecisionTest(unittest.TestCase):
         "a start that showed no process has failed": (
             observed("a", {"a": report_of("a", "starting", intent=ENDED)}), "stop a; failed",
             "no scheduler appeared within 6 s"),
+        "a start that was left open on another node is ended, too": (
+            observed("ba", {"a": "running", "b": report_of("b", "starting", intent=ENDED)}),
+            "stop b; failed", "the start on b failed"),
         "a start command that runs too long has failed": (
             observed("a", {"a": report_of("a", "starting", intent=LONG)}), "stop a; failed",
             "has run for 100 s"),
