@@ -7634,6 +7634,16 @@ def kill_active(simulation):
 
 
 @fault
+def kill_active_slowly(simulation):
+    """The active controller is killed while the metadata is slow: claims cross each other."""
+    for name in simulation.names:
+        simulation.metadata.delays[name] = 0.7
+        simulation.later(25, simulation.metadata.delays.pop, name, None)
+    kill_active(simulation)
+    simulation.wait(14)
+
+
+@fault
 def freeze(simulation):
     simulation.freeze_controller(pick(simulation), simulation.random.choice((1, 4, 9, 15, 30)))
 
@@ -8093,8 +8103,8 @@ MIXES = {mix.name: mix for mix in (
     Mix("freeze-before-send", "trap_before_start trap_before_start trap freeze_active kill_active "
         "cut_scheduler starts_go_wrong",
         ALWAYS + ", caught before send start, caught before send stop, starts refused by the gate"),
-    Mix("late-ssh", "ssh_late ssh_late stops_late stops_late starts_late starts_late replies_lost scheduler_dies "
-        "node_is_broken freeze_active kill_active cut",
+    Mix("late-ssh", "ssh_late ssh_late stops_late stops_late starts_late starts_late replies_lost "
+        "scheduler_dies node_is_broken freeze_active kill_active cut",
         ALWAYS + ", late starts, late stops, starts refused by the gate, replies of nodes lost"),
     Mix("cut-and-move", "cut cut_scheduler cut_scheduler starts_late starts_go_wrong "
         "scheduler_dies metadata_away", ALWAYS + ", silences that proved, signals by the fence, "
@@ -8130,6 +8140,10 @@ MIXES["stop-and-cut"] = Mix("stop-and-cut", "stop_and_cut stop_and_cut kill_acti
 MIXES["late-start-and-cut"] = Mix(
     "late-start-and-cut", "late_start_and_cut", ALWAYS + ", late starts,"
     "starts refused by the deadline", (1, 2), (20, 40), fence_command=0.0, apart=1.0)
+MIXES["cut-alone"] = Mix("cut-alone", "cut_scheduler", ALWAYS + ", silences that proved, signals "
+                         "by the fence", (1, 2), (20, 40), fence_command=0.0, apart=1.0)
+MIXES["claim-race"] = Mix("claim-race", "kill_active_slowly", "takeovers, controllers killed",
+                          (2, 4), (10, 20))
 MIXES["slow-start-and-cut"] = Mix(
     "slow-start-and-cut", "slow_start_and_cut", ALWAYS + ", silences that proved, "
     "signals by the fence", (1, 2), (40, 70), fence_command=0.0, apart=1.0, long_start=1.0)
@@ -8555,7 +8569,7 @@ def blind_to_old_metadata():
 
 PROTECTIONS = (
     Protection("conditional write",
-               Switched((VirtualMetadata, "write_one", without_versions)), "metadata"),
+               Switched((VirtualMetadata, "write_one", without_versions)), "claim-race"),
     Protection("acting window", Switched(
         (asfc.Lease, "may_act", lambda _: lambda self: self.active)), "freeze-before-send"),
     Protection("the lease counts from before the write was sent", Switched(
@@ -8569,17 +8583,17 @@ PROTECTIONS = (
         (NodeModel, "_promise_holds", lambda _: always(True))), "late-start-and-cut"),
     Protection("intent", Switched((NodeModel, "_launch", launch_without_intent)), "starts"),
     Protection("proof before start", Switched(
-        (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-and-move", first=8),
+        (asfc.Observation, "proven_stopped", unknown_is_stopped)), "cut-alone"),
     Protection("proof after the write", Switched(
         (asfc, "move_to", start_in_the_same_turn)), "late-start-and-move", first=7),
     Protection("silence lasts W", Switched(
-        (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-and-move", first=8),
+        (asfc, "silence_s", lambda _: lambda promise_s: 0.3 * promise_s)), "cut-alone"),
     Protection("silence needs queries without an answer", Switched(
         (asfc.SignsOfLife, "facts", record_alone_is_silent),
         (asfc, "move_to", start_in_the_same_turn)), "lost-replies"),
     Protection("fence", Switched(
         (asfc.SelfFence, "_ask", lambda _: always(None)),
-        (asfc, "fence_targets", lambda _: always(asfc.FenceTargets((), (), ())))), "cut-and-move"),
+        (asfc, "fence_targets", lambda _: always(asfc.FenceTargets((), (), ())))), "cut-alone"),
     Protection("the fence ends starts in flight", Switched(
         (asfc, "fence_targets", fence_of_mains_only)), "slow-start-and-cut"),
     Protection("one try after a freeze", Switched((asfc.SelfFence, "step", never_frozen)),
