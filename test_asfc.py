@@ -4279,7 +4279,7 @@ class SelfFenceTest(unittest.TestCase):
             bench.run_for(1.0)
             bench.time += 1.9      # stood still again
             bench.fence.step()
-        bench.run_for(0.5)         # of 3 s it has had 2.4, what it stood still beyond a pause is off
+        bench.run_for(0.5)         # of 3 s it has had 2.4
         self.assertEqual(bench.sent, [])
         bench.run_for(0.5)
         self.assertEqual(bench.list, [])
