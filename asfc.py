@@ -3779,6 +3779,7 @@ class SelfFence:
         self._due_at = world.now()
         self._began_at: Optional[float] = None
         self._chance_until: Optional[float] = None
+        self._chance_refused = False    # set by the heartbeat's loop
         self._hard = False
         self._asked: Set[Tuple[int, int]] = set()
         self._inherit()
@@ -3824,11 +3825,12 @@ class SelfFence:
     def has_chance(self) -> bool:
         """Whether the deadline has passed while this process did not run, and one try is open."""
         until = self._chance_until
-        return until is not None and self._began_at is None and self._world.now() < until
+        return until is not None and self._began_at is None and not self._chance_refused \
+            and self._world.now() < until
 
     def refuse_chance(self) -> None:
         """The node is not a possible one any more: another scheduler may run by now."""
-        self._chance_until = float("-inf")
+        self._chance_refused = True
         self._world.wake("fence")
 
     def _keep(self) -> None:
@@ -3862,14 +3864,15 @@ class SelfFence:
         left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
         if left_s > 0 and (self._began_at is None or self.clean):
             self._began_at = self._chance_until = None
-            self.clean = False
+            self.clean = self._chance_refused = False
             return min(FENCE_TICK_S, left_s)
         if self._began_at is None and did_not_run:   # also when it was frozen in its try
             self._chance_until = now + self._configuration.metadata_limit_s
             self._world.wake("heartbeat")
         elif self._chance_until is not None:
             self._chance_until += late_s   # the try has c_m in which this process does run
-        if self._began_at is None and self._chance_until is not None and now < self._chance_until:
+        if self._began_at is None and self._chance_until is not None \
+                and not self._chance_refused and now < self._chance_until:
             return min(self.SOON_S, self._chance_until - now)
         if self._began_at is None:
             self._begin(now)
@@ -3964,7 +3967,8 @@ class NodeRecords:
         self._displaced = False         # another controller of this name writes the record
         self._read = False
         self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
-        self._events: List[HistoryEvent] = []
+        self._events: List[HistoryEvent] = []   # that wait to be written
+        self._events_mutex = world.mutex()      # several loops post them
         self._sent_events = 0
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
         self._told: Set[str] = set()
@@ -3978,8 +3982,9 @@ class NodeRecords:
         found: List[Write] = []
         self._sent_events = 0
         if self._read and not self.unknown and self._events:
-            self._sent_events = len(self._events)
-            events = self._history[1] + self._events
+            waiting = self._events
+            self._sent_events = len(waiting)
+            events = self._history[1] + waiting
             found.append(Write(HISTORY, history_text(events), self._history[0]))
         if self._may_write():
             record = self._own_record()
@@ -4040,7 +4045,8 @@ class NodeRecords:
 
     def _take_history(self, confirmed: Mapping[str, bool], found: Optional[Record]) -> None:
         if confirmed.get(HISTORY):
-            del self._events[:self._sent_events]
+            with self._events_mutex:
+                self._events = self._events[self._sent_events:]
         if found and found.version != self._history[0]:
             self._history = (found.version, HistoryEvent.all_from_text(found.value))
         elif not found:
@@ -4050,10 +4056,10 @@ class NodeRecords:
         node = name[len(NODE_PREFIX):]
         before = self.views.get(node)
         view = view_of(found, before, self._world.now())
-        if name == self._own:
+        if name == self._own and found.version != self._version:
             self._take_own(found, NodeRecord.from_text(found.value))
         if view and view is not before:
-            self.views[node] = view
+            self.views = dict(self.views, **{node: view})  # other loops go through the old one
             self._compare(node, view.record, before)
             if before is None or self._essence(before.record) != self._essence(view.record):
                 self._world.wake("turn")  # it may change what was decided
@@ -4065,8 +4071,6 @@ class NodeRecords:
 
     def _take_own(self, found: Record, record: Optional[NodeRecord]) -> None:
         """Follow the version of the own record; a stranger that writes it is an error."""
-        if found.version == self._version:
-            return
         stranger = record is not None and record.instance != self._instance \
             and record.state_dir_id != self._state_dir_id
         if stranger and self._read and not self._displaced:
@@ -4117,7 +4121,8 @@ class NodeRecords:
 
     def post(self, event: HistoryEvent) -> None:
         """Have an event written to the history with the next exchange."""
-        self._events = (self._events + [event])[-HISTORY_LENGTH:]
+        with self._events_mutex:
+            self._events = (self._events + [event])[-HISTORY_LENGTH:]
 
     def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
         """Tell once of what differs between the controllers."""
