@@ -10683,6 +10683,8 @@ class FaultBench(ClusterBench):
             self.kill_controllers(name)
         else:
             self.stop_controllers(name)
+            if name == self.active:   # else it might be the first to take what it has given up
+                self.wait_for_active([host for host in self.controllers if host != name], 15)
         self.start_controller(name)
         self.wait_for_words(name, "asfc {} starts on {}".format(version, name), 15)
 
@@ -11112,7 +11114,7 @@ def all_faults(every_cut=False):
 
 class FaultRun:
     """Faults done on several clusters side by side."""
-    CLUSTERS = 3
+    CLUSTERS = 4
 
     def __init__(self, faults, told=None):
         self._waiting = collections.deque(faults)
