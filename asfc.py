@@ -2700,6 +2700,7 @@ BEGIN { FS = "\001" }
     if (word[6] ~ /^[ZX]/) next
     running[p] = 1; pid[++total] = p
     if (base(word[7]) ~ /^-?[a-z]*sh$/) shell[p] = 1
+    if (word[7] ~ /^\[/) ending[p] = 1    # its arguments go first, some time before it is dead
     if ((kind[p] = recognised(word))) args[p] = substr($0, 1, 800)
 }
 END {
@@ -2734,12 +2735,15 @@ END {
         # A session whose leader is younger than the scheduler in it has only its number.
         if (dead[i] && (f[3] in running) && known(f[3]) && start[f[3]] > f[2]) m_session[i] = ""
         if (!dead[i]) remembered[f[1]] = i
+        # Not alive and not dead: now its forks would pass for schedulers, and it be forgotten.
+        if (!dead[i] && (f[1] in ending)) { print "unsettled"; exit }
     }
     for (i = 1; i <= total; i++) {
         p = pid[i]
         if (!kind[p]) continue
         if (kind[parent[p]] == 1) sons[parent[p]] = 1
         if (kind[p] == 1 && kind[parent[p]] != 1) top[++tops] = p
+        if ((parent[p] in ending) && session[parent[p]] == session[p]) { print "unsettled"; exit }
     }
     for (i = 1; i <= tops; i++) called[i] = verdict(top[i]) ":" of
     for (i = 1; i <= tops; i++) {

@@ -3338,6 +3338,19 @@ class JudgeTests(unittest.TestCase):
         found = self.judge(self.BASE + ["60 1 60 60 7 Ss " + self.VENV], contained=[60])
         self.assertEqual((found["settled"], found["kills"], found["foreign"]), ([], [], [60]))
 
+    def test_while_a_scheduler_dies_nothing_is_told_of_it_and_its_forks(self):
+        """Its arguments are gone, but it is not dead yet: afterwards the fork is a remnant."""
+        memory, fork = "100:1000:100:1:9000", "101 100 100 100 7 S " + self.VENV
+        dying = self.BASE + ["100 1 100 100 7 Rs [python3.8]"]
+        for lines, known in ((dying, memory), (dying + [fork], memory), (dying + [fork], "")):
+            self.assertEqual(self.judge(lines, known), "unsettled")
+        dead = self.judge(self.BASE + ["101 1 100 100 7 S " + self.VENV], memory)
+        self.assertEqual((dead["settled"], dead["remnant"]), ([], [101]))
+        # A thread of the kernel has such a name, too, and is nobody's parent here.
+        kernel = self.judge(self.BASE + ["2 0 0 0 0 S [kthreadd]",
+                                         "101 1 101 101 7 S " + self.VENV])
+        self.assertEqual(kernel["settled"], [101])
+
     def test_a_young_main_process_is_not_remembered(self):
         main = self.BASE + ["60 1 60 60 7 Ss " + self.VENV]
         self.assertEqual(self.judge(main, starts={60: (99500, 1, 0)})["memory"], [])
