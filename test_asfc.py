@@ -10754,14 +10754,14 @@ def all_begin_again_at_once(bench):
     bench.start_controllers()
 
 
-def second_on_the_same_host(bench):
-    second = bench.start_by_hand(bench.node)
-    wait_until(lambda: not second.alive(), 15, "the end of the second scheduler")
-
-
-def second_on_another_host(bench):
-    second = bench.start_by_hand(bench.third)
-    wait_until(lambda: not second.alive(), 15, "the end of the second scheduler")
+def second_scheduler(role):
+    """One that is started by hand ends; the first one stays."""
+    def do(bench):
+        second = bench.start_by_hand(getattr(bench, role))
+        wait_until(lambda: not second.alive(), 15, "the end of the second scheduler")
+        if bench.scheduler.ended:
+            raise AssertionError("the first one was ended: {}".format(bench.cluster.watch.lives))
+    return do
 
 
 def two_without_controllers(bench):
@@ -11087,10 +11087,10 @@ def other_faults():
     yield Fault("all controllers begin at once on new hosts", all_begin_at_once, DEAD_S, roles=0)
     yield Fault("all controllers are killed and begin again at once", all_begin_again_at_once,
                 roles=(0, 1), for_s=HEARTBEAT_TIMEOUT_S)
-    yield Fault("a second scheduler is started by hand on the same host", second_on_the_same_host,
-                lives=1, overlap_s=SECOND_BY_HAND_S)
-    yield Fault("a second scheduler is started by hand on another host", second_on_another_host,
-                lives=1, overlap_s=SECOND_BY_HAND_S)
+    yield Fault("a second scheduler is started by hand on the same host", second_scheduler("node"),
+                lives=None, overlap_s=SECOND_BY_HAND_S)
+    yield Fault("a second scheduler is started by hand on another host", second_scheduler("third"),
+                lives=None, overlap_s=SECOND_BY_HAND_S)
     yield Fault("a scheduler that crashes at start on its node", crash_at_start, 2 * DEAD_S,
                 lives=None)
     yield Fault("a scheduler that crashes again and again, 4 s after its start",
