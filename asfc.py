@@ -226,8 +226,9 @@ def _local_process(pid: str) -> Optional[LocalProcess]:
     try:
         fields = read("stat").rpartition(")")[2].split()
         status = dict(line.partition(":")[::2] for line in read("status").splitlines())
+        uid = int(status["Uid"].split()[1])
         words = tuple(read("cmdline").replace("\0", " ").split())
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError):   # a file of one that is just ending may be cut off
         return None
     if len(fields) < 20 or fields[0] in "ZX" or len(status.get("NSpid", "").split()) > 1:
         return None
@@ -237,7 +238,7 @@ def _local_process(pid: str) -> Optional[LocalProcess]:
         environment = []  # another user's
     marker = [text[10:] for text in environment if text.startswith("ASFC_NODE=")]
     return LocalProcess(int(pid), int(fields[19]), int(fields[1]), int(fields[3]),
-                        int(status["Uid"].split()[1]), words, marker[0] if marker else "")
+                        uid, words, marker[0] if marker else "")
 
 
 class World:
@@ -3774,6 +3775,7 @@ class SelfFence:
         self.clean_since = 0.0
         self.known: Tuple[Process, ...] = ()   # main processes that the last look has listed
         self.sentences: "collections.deque[str]" = collections.deque(maxlen=20)
+        self.problem = ""               # why the deadline can't be written down at the moment
         self.ended = False
         self._world = world
         self._configuration = configuration
@@ -3832,6 +3834,10 @@ class SelfFence:
         return until is not None and self._began_at is None and not self._chance_refused \
             and self._world.now() < until
 
+    def is_overdue(self) -> bool:
+        """Whether the deadline has passed and what it asks for is not done."""
+        return self.deadline is not None and not self.clean and self._world.now() >= self.deadline
+
     def refuse_chance(self) -> None:
         """The node is not a possible one any more: another scheduler may run by now."""
         self._chance_refused = True
@@ -3842,14 +3848,14 @@ class SelfFence:
         try:
             if self.deadline is None:
                 self._world.remove_file(self._path)
-                return
-            boot, uptime_s = self._world.boot_clock()
-            text = "1 {} {:d} end\n".format(
-                boot, int(100 * (uptime_s + self.deadline - self._world.now())))
-            self._world.write_text(self._path, text, durable=False)
+            else:
+                boot, uptime_s = self._world.boot_clock()
+                self._world.write_text(self._path, "1 {} {:d} end\n".format(boot, int(
+                    100 * (uptime_s + self.deadline - self._world.now()))), durable=False)
+            self.problem = ""
         except OSError as error:
-            self.sentences.append("the fence deadline can't be written to {}: {}".format(
-                self._path, error.strerror or error))
+            self.problem = "the fence deadline can't be written to {}: {}".format(
+                self._path, error.strerror or error)
 
     # -- the step of its own loop
 
@@ -3883,7 +3889,8 @@ class SelfFence:
         return self._end_schedulers(now)
 
     def _begin(self, now: float) -> None:
-        self._began_at, self._hard = now, self._chance_until is not None
+        self._began_at = now
+        self._hard = self._chance_until is not None or self._chance_refused
         self._asked = set()
         self.sentences.append(
             "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
@@ -3929,16 +3936,16 @@ class NodeView(NamedTuple):
     trusted: bool           # False after its version fell back (restored metadata), till it rises
 
 
-def view_of(found: Record, before: Optional[NodeView], now: float) -> Optional[NodeView]:
-    """The view of a record that was read now: a new one, or that from before.
+def view_of(node: str, found: Record, before: Optional[NodeView], now: float) -> NodeView:
+    """The view of a node's record that was read now: a new one, or that from before.
 
-    A record of a newer version of asfc that can't be understood is no evidence: it changes nothing.
+    A record that can't be understood, of a newer version of asfc perhaps, is a sign of life. Else
+    it says nothing, and promises nothing.
     """
     if before and before.version == found.version:
         return before
-    record = NodeRecord.from_text(found.value)
-    if record is None:
-        return before
+    record = NodeRecord.from_text(found.value) or NodeRecord(
+        node, "", reason="its record can't be understood")
     return NodeView(record, found.version, now, not before or found.version > before.version)
 
 
@@ -3967,7 +3974,6 @@ class NodeRecords:
         self._sequence = 0
         self._sent_at = 0.0
         self._sent_promise = False
-        self._sent_by_chance = False    # the last write was the one try after a freeze
         self._displaced = False         # another controller of this name writes the record
         self._read = False
         self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
@@ -3990,12 +3996,12 @@ class NodeRecords:
             self._sent_events = len(waiting)
             events = self._history[1] + waiting
             found.append(Write(HISTORY, history_text(events), self._history[0]))
+        sent_at = self._world.now()   # before it is asked: this process may be frozen after that
         if self._may_write():
             record = self._own_record()
-            self._sent_at, self._sent_promise = self._world.now(), record.promise_s is not None
-            self._sent_by_chance = self.fence.has_chance()
+            self._sent_at, self._sent_promise = sent_at, record.promise_s is not None
             if self._sent_promise:
-                self.fence.about_to_promise(self._sent_at)
+                self.fence.about_to_promise(sent_at)
             self._sequence += 1
             found.append(Write(self._own, record.to_text(), self._version))
         return found
@@ -4027,8 +4033,8 @@ class NodeRecords:
         if confirmed.get(self._own):
             self._version = (self._version or 0) + 1
             self._waits_since = None
-            if self._sent_by_chance and not self._is_possible(records.get(CLUSTER)):
-                self.fence.refuse_chance()
+            if self.fence.is_overdue() and not self._is_possible(records.get(CLUSTER)):
+                self.fence.refuse_chance()   # it came too late: the others may have gone by silence
             elif self._sent_promise:
                 self.fence.promise_confirmed(self._sent_at)
             else:
@@ -4059,10 +4065,10 @@ class NodeRecords:
     def _take(self, name: str, found: Record) -> None:
         node = name[len(NODE_PREFIX):]
         before = self.views.get(node)
-        view = view_of(found, before, self._world.now())
+        view = view_of(node, found, before, self._world.now())
         if name == self._own and found.version != self._version:
             self._take_own(found, NodeRecord.from_text(found.value))
-        if view and view is not before:
+        if view is not before:
             self.views = dict(self.views, **{node: view})  # other loops go through the old one
             self._compare(node, view.record, before)
             if before is None or self._essence(before.record) != self._essence(view.record):
@@ -4160,6 +4166,9 @@ def common_settings(configuration: Any) -> Dict[str, Any]:
 
 def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[str]:
     """A sentence for each setting or version in which another node's controller differs."""
+    if not other.version:
+        return ["the record of {} can't be understood on {}: is asfc newer there?".format(
+            other.node, node)]
     found = []
     if other.version != __version__:
         found.append("asfc is version {} on {} and {} on {}".format(
@@ -4513,7 +4522,7 @@ class Lease:
         self.succeeded = ""          # the node whose lost lease was taken over, if any
         self.reason = ""             # why the lease was claimed
         self.fell_back = False       # the record is older than what this controller has seen
-        self.read_at = 0.0           # the moment before the last read that was answered
+        self.read_at = 0.0           # `record` is at least as new as this moment
         self.nodes: Optional[NodeRecords] = None      # go with each exchange
         self.ended = False
         self.leaving = False         # an orderly stop: to be given up, and never claimed again
@@ -4525,6 +4534,7 @@ class Lease:
         self._log = log
         self._mutex = world.mutex()
         self._version: Optional[int] = None
+        self._asked_at = 0.0         # the moment before the last read that was answered
         self._seen_at = 0.0          # when this version was first seen
         self._confirmed_at = 0.0     # the moment before the last confirmed own write was sent
         self._outcome_unknown = False
@@ -4711,7 +4721,7 @@ class Lease:
     def _read(self) -> Mapping[str, Record]:
         sent_at = self._world.now()
         records: Mapping[str, Record] = self._metadata.read_all()
-        self.read_at = sent_at
+        self._asked_at = sent_at
         if self.nodes:
             self.nodes.answered((), (), records)
         return records
@@ -4726,7 +4736,7 @@ class Lease:
             if self.nodes:
                 self.nodes.failed(beside)
             raise
-        self.read_at = sent_at
+        self._asked_at = sent_at
         if self.nodes:
             self.nodes.answered(beside, exchange.won[len(writes):], exchange.records)
         return Exchange(exchange.won[:len(writes)], exchange.records)
@@ -4767,6 +4777,7 @@ class Lease:
             return False
         self._version = (self._version or 0) + 1
         self.record, self._seen_at, self._confirmed_at = record, self._world.now(), now
+        self.read_at = self._asked_at
         self._changed, self._highest = True, max(self._highest, record.pair)
         if self.nodes:
             self.nodes.paused = bool(record.paused)
@@ -4789,6 +4800,7 @@ class Lease:
                 self.record.paused, self.record.vouched) != (record.paused, record.vouched):
             self._world.wake("turn")  # a person has said something that changes what is decided
         self._looked, self._version, self.record = True, version, record
+        self.read_at = self._asked_at
         self._had_record = self._had_record or record is not None
         if self.nodes:
             self.nodes.paused = bool(record and record.paused)
@@ -4980,6 +4992,7 @@ class OwnNode:
         self._log = log
         self._listed_at = 0.0
         self._asked: Dict[Tuple[int, int], float] = {}   # when SIGTERM was sent to a main process
+        self._told = ""
 
     def step(self) -> Optional[float]:
         """Look once; returns the seconds until the next look, None at the end."""
@@ -5018,7 +5031,10 @@ class OwnNode:
                 [process[:2] for process in report.mains])
 
     def _tell_of_fencing(self) -> None:
-        sentences = self._records.fence.sentences
+        sentences, problem = self._records.fence.sentences, self._records.fence.problem
+        if problem and problem != self._told:
+            self._log.error(problem)
+        self._told = problem
         while sentences:
             sentence = sentences.popleft()
             self._log.error(sentence)
@@ -5030,8 +5046,10 @@ class OwnNode:
 
     def _guard(self) -> None:
         """End a scheduler that may not run here: first listed, then the record read, then ended."""
-        report, record = self._records.report, self._lease.record
-        if report is None or record is None or not self._is_forbidden(report, record):
+        report, read_at = self._records.report, self._lease.read_at
+        record = self._lease.record   # after read_at: it is at least as new
+        if report is None or record is None or read_at <= self._listed_at \
+                or not self._is_forbidden(report, record):
             self._asked = {}
             return
         now = self._world.now()
@@ -5046,11 +5064,10 @@ class OwnNode:
                 signal.SIGKILL if late else signal.SIGTERM)
 
     def _is_forbidden(self, report: NodeReport, record: ClusterRecord) -> bool:
-        """Whether the record, read after the list was made, surely allows no scheduler here."""
+        """Whether the record surely allows no scheduler on this node."""
         return bool(
             report.mains and record.assigned and not record.paused and not self._lease.fell_back
             and self._configuration.node_name not in record.possible_nodes
-            and self._lease.read_at > self._listed_at
             and report.gate and report.gate.cluster == record.cluster
             and report.gate.pair <= record.pair
             and self._lease.changed_within(self._configuration.heartbeat_timeout))
@@ -5767,6 +5784,7 @@ class SignsOfLife:
     fails to answer twice while it is busy, would seem silent since its last record.
     """
     FENCE_RETRY_S = 60.0   # a fence_command that failed is tried again after this
+    ASKED_KEPT = 10        # queries without an answer that are remembered, the last ones
 
     def __init__(self, world: World, configuration: Any, nodes: Any, lease: Any,
                  records: Any, jobs: JobWatch) -> None:
@@ -5779,7 +5797,7 @@ class SignsOfLife:
         self._jobs = jobs
         self._began_at = world.now()
         self._answered_at: Dict[str, float] = {}
-        self._unanswered: Dict[str, List[Tuple[float, Pair]]] = {}
+        self._unanswered: Dict[str, "collections.deque[Tuple[float, Pair]]"] = {}
         self._fence_failed_at: Dict[str, float] = {}
 
     def begin(self) -> None:
@@ -5808,7 +5826,7 @@ class SignsOfLife:
             self._answered_at[node] = now
             self._unanswered.pop(node, None)
             return self._check_directory(report)
-        asked = self._unanswered.setdefault(node, [])
+        asked = self._unanswered.setdefault(node, collections.deque(maxlen=self.ASKED_KEPT))
         if not asked or report.asked_at - asked[-1][0] >= self._configuration.retry_interval_s \
                 or stamp.pair != asked[-1][1]:
             asked.append((report.asked_at, stamp.pair))
@@ -5817,7 +5835,8 @@ class SignsOfLife:
     def _check_directory(self, report: NodeReport) -> NodeReport:
         """An answer from another state directory than its controller's has another gate."""
         view = self._records.views.get(report.node)
-        if view is None or not self._is_fresh(view) or report.directory == view.record.state_dir_id:
+        if view is None or not self._is_fresh(view) \
+                or view.record.state_dir_id in ("", report.directory):   # "": not understood
             return report
         return report._replace(state=UNKNOWN, reason=(
             "its state directory, as a login by ssh finds it, is not its own controller's ({}): do "
@@ -5931,6 +5950,7 @@ class FailoverController:
         self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
         self._runs = False                   # whether the scheduler ran at the last turn
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
+        self._back: Set[str] = set()         # nodes that were left too early, to be listed again
 
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
@@ -6030,6 +6050,8 @@ class FailoverController:
         if not self.lease.may_act():
             self._tell("waiting: my heartbeat is not confirmed, so I do nothing")
             return self._configuration.retry_interval_s
+        if not self._list_again():
+            return self._configuration.retry_interval_s
         seen = self._observe()
         if not self.lease.may_act() or seen is None:
             return 0.0
@@ -6059,7 +6081,7 @@ class FailoverController:
         if self._was_active:
             return
         record = self.lease.record
-        self._was_active, self._attempt, self._cleaned = True, None, set()
+        self._was_active, self._attempt, self._cleaned, self._back = True, None, set(), set()
         self._life.begin()
         self._post("active failover node", why=self.lease.reason)
         self._home = record.active_scheduler_node if record and record.started else None
@@ -6194,9 +6216,10 @@ class FailoverController:
         configuration, node = self._configuration, action.node
         self.lease.expect_work(configuration.fence_timeout + self.SLACK_S)
         result = self._world.run([Command(
-            ("sh", "-c", configuration.fence_command), configuration.fence_timeout,
+            ("sh", "-c", 'eval "$ASFC_FENCE_COMMAND"'), configuration.fence_timeout,
             environment={"ASFC_NODE": node, "ASFC_CLUSTER": record.cluster,
-                         "ASFC_TERM": str(record.term)})])[0]
+                         "ASFC_TERM": str(record.term),
+                         "ASFC_FENCE_COMMAND": configuration.fence_command})])[0]
         if result.status != 0:
             words = (result.stderr.strip() or result.stdout.strip()).split("\n")[-1][:200]
             self._life.fence_failed(node)
@@ -6239,20 +6262,29 @@ class FailoverController:
         scheduler lives. One of the two sees the other's write, for each reads after its own.
         """
         views = self.records.views
-        back = tuple(sorted(node for node in left if node in views
-                            and views[node].version != self._versions.get(node)
-                            and not self._said_stopped(node)))
-        if not back:
+        self._back = {node for node in left if node in views
+                      and views[node].version != self._versions.get(node)
+                      and not self._said_stopped(node)}
+        if not self._back:
             return False
+        self._list_again()
+        return True
+
+    def _list_again(self) -> bool:
+        """Make possible again what has come back; whether nothing is left to be done."""
+        back = tuple(sorted(self._back))
+        if not back:
+            return True
         self._log.warning("%s has come back at the last moment: it is a possible node again",
                           ", ".join(back))
         try:
-            self.lease.update(lambda record: record._replace(
-                move=record.move + 1, possible_nodes=back + tuple(
-                    node for node in record.possible_nodes if node not in back)))
+            if self.lease.update(lambda record: record._replace(
+                    move=record.move + 1, possible_nodes=back + tuple(
+                        node for node in record.possible_nodes if node not in back))):
+                self._back = set()
         except MetadataError as error:
             self._log.warning("that could not be written: %s", error)
-        return True
+        return not self._back
 
     def _said_stopped(self, node: str) -> bool:
         report = self._reports.get(node)
@@ -6420,9 +6452,8 @@ class DryRun:
         now, found = self._world.now(), records.get(CLUSTER)
         for name, one in records.items():
             node = name[len(NODE_PREFIX):]
-            view = view_of(one, self.views.get(node), now) if name.startswith(NODE_PREFIX) else None
-            if view:
-                self.views[node] = view
+            if name.startswith(NODE_PREFIX):
+                self.views[node] = view_of(node, one, self.views.get(node), now)
         self.record = ClusterRecord.from_text(found.value) if found else None
         if found and found.version != self._seen_version:
             self._seen_version, self._seen_at = found.version, now
@@ -7116,7 +7147,7 @@ def resume(world: World, configuration: Any, metadata: MetadataService) -> int:
             sorted(name[len(NODE_PREFIX):] for name in records if name.startswith(NODE_PREFIX)))
         last = (record.active_scheduler_node,) if record.active_scheduler_node else ()
         nodes = tuple(node for node in collections.OrderedDict.fromkeys(known) if node not in last)
-        return record._replace(paused="", move=record.move + 1, vouched=(),
+        return record._replace(paused="", move=record.move + 1, vouched=(), started=False,
                                possible_nodes=nodes + last if record.possible_nodes else ())
     record = metadata.change_cluster(resumed)
     if record is None:

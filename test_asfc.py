@@ -4341,11 +4341,17 @@ class SelfFenceTest(unittest.TestCase):
         bench.run_for(20.1)
         self.assertEqual(bench.sent, [(10, signal.SIGTERM)])
 
-    def test_a_full_disk_does_not_stop_the_fence(self):
-        self.bench.full_disk = True
-        self.bench.promise()
-        self.bench.run_for(30)
-        self.assertEqual(self.bench.list, [])
+    def test_a_full_disk_does_not_stop_the_fence_and_is_told_until_it_has_room_again(self):
+        bench = self.bench
+        bench.full_disk = True
+        bench.promise()
+        self.assertRegex(bench.fence.problem, "deadline can't be written to .*: No space left")
+        bench.run_for(30)
+        self.assertEqual(bench.list, [])
+        self.assertNotIn("No space left", " ".join(bench.fence.sentences))
+        bench.full_disk = False
+        bench.promise()
+        self.assertEqual(bench.fence.problem, "")
 
 
 ###############################################################################
@@ -5729,6 +5735,9 @@ class ControllerBench(LeaseBench):
     def host_names(self):
         return ("host",)
 
+    def processes(self):
+        return list(self.list)
+
     def signal_process(self, process, number):
         self.sent.append((process.pid, number))
 
@@ -5868,6 +5877,70 @@ class NodeRecordsTest(unittest.TestCase):
         lease.beat()
         self.assertFalse(lease.nodes.fence.has_chance())
         self.assertLess(lease.nodes.fence.deadline, self.bench.time)
+
+    def test_a_controller_that_is_frozen_before_its_write_counts_from_before_it_looked(self):
+        for frozen_s, possible, killed, in_time in (
+                (30, ("b",), True, False), (30, ("a", "b"), False, False),
+                (10, ("a", "b"), False, True), (10, ("b",), False, True)):
+            with self.subTest(frozen_s=frozen_s, possible=possible):
+                self.setUp()
+                bench, lease = self.bench, self.bench.controller("a")
+                lease.beat(), lease.beat()
+                bench.list = [local(10, "airflow scheduler")]
+                fence, sent_at = lease.nodes.fence, bench.time + 3
+                fence.step()
+                bench.time = sent_at
+                fence.step()
+                may_write = fence.may_write
+
+                def and_freeze(fence=fence, may_write=may_write, seconds=frozen_s, left=possible):
+                    allowed = may_write()
+                    fence.may_write = may_write
+                    self.bench.time += seconds
+                    self.bench.put(self.bench.cluster()._replace(
+                        possible_nodes=left, holder="b", instance="b"))
+                    return allowed
+                fence.may_write = and_freeze
+                lease.beat()
+                fence.step()
+                self.assertEqual(bench.sent, [(10, signal.SIGKILL)] if killed else [])
+                if not killed:
+                    self.assertEqual((fence.deadline, fence.has_chance()),
+                                     (sent_at + 20, not in_time))
+
+    def test_what_was_read_counts_as_read_once_it_is_there_to_be_seen(self):
+        lease = self.bench.controller("a")
+        lease.beat()
+        answered, seen = lease.nodes.answered, []
+
+        def look(*arguments):
+            seen.append((lease.read_at, lease.record.heartbeat_at))
+            answered(*arguments)
+        lease.nodes.answered = look
+        self.bench.time += 3
+        lease.beat()
+        self.assertEqual(seen, [(1000.0, "at 1000")])
+        self.assertEqual((lease.read_at, lease.record.heartbeat_at), (1003.0, "at 1003"))
+
+    def test_a_record_that_cannot_be_understood_is_a_sign_of_life_and_promises_nothing(self):
+        lines = []
+        log = ListHandler(lines)
+        self.bench.log.addHandler(log)
+        self.addCleanup(self.bench.log.removeHandler, log)
+        a = self.bench.controller("a")
+        self.bench.controller("b").beat()
+        a.beat()
+        self.assertEqual(a.nodes.views["b"].record.promise_s, 29.5)
+        for version in (2, 3):
+            self.bench.time += 3
+            self.bench.records["node/b"] = asfc.Record(version, '{"format": 2}')
+            a.beat()
+            view = a.nodes.views["b"]
+            self.assertEqual((view.version, view.changed_at, view.record.promise_s,
+                              view.record.state, view.record.gate),
+                             (version, self.bench.time, None, "unknown", None))
+        self.assertEqual(lines.count("the record of b can't be understood on a: is asfc newer "
+                                     "there?"), 1)
 
     def test_a_stuck_main_loop_stops_the_heartbeat_but_not_the_nodes_record(self):
         lease = self.bench.controller("a")
@@ -6054,6 +6127,17 @@ class OwnNodeTest(unittest.TestCase):
         del self.bench.sent[:]
         self.rounds(2, moves=False)
         self.assertEqual((sent, self.bench.sent), (1, []))
+
+    def test_a_deadline_that_cannot_be_written_is_told_once_and_is_not_history(self):
+        lines = []
+        log = ListHandler(lines)
+        self.bench.log.addHandler(log)
+        self.addCleanup(self.bench.log.removeHandler, log)
+        for problem in ("the disk is full", "the disk is full", "", "the disk is full"):
+            self.lease.nodes.fence.problem = problem
+            self.own.step()
+        self.assertEqual(lines.count("the disk is full"), 2)
+        self.assertEqual(self.lease.nodes._events, [])
 
     def test_without_a_holder_the_gate_is_raised_all_the_same_for_nobody(self):
         self.record = self.record._replace(holder="", instance="")
@@ -6795,6 +6879,7 @@ class SimulatedWorld(VirtualWorld):
         self.clock.wait(max(1e-4, seconds) / self.rate)   # some time passes always
 
     def utc_text(self):
+        self.reach("record made")    # after the look at the lease or at the promise
         return "{:.0f} by a clock that jumps".format(self.clock.time + self.cluster.wall_clock())
 
     def boot_clock(self):
@@ -6832,6 +6917,8 @@ class SimulatedWorld(VirtualWorld):
     def run(self, commands):
         request = commands[0].request if commands else None
         verb = request.verb if request else "fence_command"
+        if verb == "fence_command" and any("fence it" in word for word in commands[0].argv):
+            raise AssertionError("fence_command stands in the process list")
         if request is None or not request.own:
             self.reach("send", "send " + verb)
         if self.deaf:
@@ -7689,7 +7776,7 @@ def upgrade(simulation):
 
 
 POINTS = ("send start", "send start", "send stop", "send query", "exchange", "write cluster",
-          "signal", "write file", "write node", "reply", "reply")
+          "signal", "write file", "write node", "reply", "record made")
 
 
 @fault
@@ -11516,6 +11603,17 @@ class OperatorTest(unittest.TestCase):
             self.assertIn(words, said)
         self.assertEqual([what for what in self.events(cluster) if what in ("paused", "resumed")],
                          ["paused", "resumed"])
+
+    def test_after_a_pause_what_runs_elsewhere_is_adopted_though_the_assigned_node_is_off(self):
+        def play(cluster):
+            self.say(cluster, asfc.pause, "a new host")
+            self.power_off(cluster, "a")
+            cluster.models["c"].appear()
+            self.say(cluster, asfc.resume)
+            cluster.clock.wait(120)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 1))
+        cluster, _ = self.drive(play)
+        self.assertEqual(self.record(cluster).active_scheduler_node, "c")
 
     def test_a_pause_does_not_wait_for_a_controller_that_is_gone(self):
         def play(cluster):
