@@ -5202,6 +5202,41 @@ class VirtualHourTest(unittest.TestCase):
         self.assertEqual(seen[-1][2], seen[-3][2], "an outage of the metadata changes no role")
         self.assertEqual(cluster.clock.time, 4600.0)
 
+    def test_what_came_back_at_the_last_moment_is_listed_again_though_metadata_fails_then(self):
+        cluster = VirtualCluster(seed=3)
+        metadata, write_one = cluster.metadata, cluster.metadata.write_one
+
+        def thaw_just_before(write):
+            if write.name == "cluster" and "a" not in asfc.ClusterRecord.from_text(
+                    write.value).possible_nodes:
+                found = metadata.records["node/a"]
+                metadata.records["node/a"] = found._replace(version=found.version + 1)
+                metadata.write_one = write_one
+                cluster.clock.call(cluster.clock.time + 0.006, lambda: setattr(
+                    metadata, "away", True))
+            return write_one(write)
+
+        def possible():
+            return asfc.cluster_record(metadata.records).possible_nodes
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            self.assertEqual(cluster.home(), "a")
+            cluster.kill_controller("a")   # or frozen, and thawed for the one write only
+            cluster.cut.add("a")
+            metadata.write_one = thaw_just_before
+            while not metadata.away:
+                cluster.clock.wait(0.002)
+            self.assertNotIn("a", possible())
+            cluster.clock.wait(9)          # so long that the record is not fresh any more
+            metadata.away = False
+            cluster.clock.wait(15)
+            self.assertIn("a", possible())
+            self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        cluster.clock.drive(play)
+
     def test_a_scheduler_of_another_user_is_warned_of_once_and_left_alone(self):
         cluster = VirtualCluster(seed=3)
         strangers = [asfc.Process(900 + i, 5, 1, 900, 33, "airflow scheduler") for i in range(2)]
