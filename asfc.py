@@ -51,8 +51,9 @@ The protections
     answer; fence; the fence ends starts in flight; one try after a freeze; the deadline is
     inherited; an orderly stop takes the promise back first; a pause takes the promise back
     first; old metadata raises the term; all nodes are possible after clear; cluster id in the
-    gate; release on an overdue main loop; standing back when nothing can be asked; local guard;
-    veto of the job table.
+    gate; node name in the gate; no stamp of a successor; silence outlasts a slow clock; release
+    on an overdue main loop; standing back when nothing can be asked; local guard; veto of the
+    job table.
 
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
@@ -3785,7 +3786,8 @@ class SelfFence:
         self._due_at = world.now()
         self._began_at: Optional[float] = None
         self._chance_until: Optional[float] = None
-        self._chance_refused = False    # set by the heartbeat's loop
+        self._chance_refused = False    # this and the next are set by the heartbeat's loop
+        self._was_frozen = False
         self._hard = False
         self._asked: Set[Tuple[int, int]] = set()
         self._inherit()
@@ -3808,14 +3810,14 @@ class SelfFence:
 
     def about_to_promise(self, sent_at: float) -> None:
         """A record with a promise is about to be sent; from now on it may count for the others."""
-        first = self.deadline is None
-        promised = sent_at + self._configuration.acting_window_s
-        self.deadline = promised if first else min(self.deadline or 0.0, promised)
-        if first:
-            self._keep()
+        if self.deadline is None:
+            self.promise_confirmed(sent_at)
+        else:   # one that was inherited may be later: it was promised with another h
+            self.deadline = min(self.deadline, sent_at + self._configuration.acting_window_s)
 
     def promise_confirmed(self, sent_at: float) -> None:
         self.deadline = sent_at + self._configuration.acting_window_s
+        self._was_frozen = self._world.now() >= self.deadline  # no exchange lasts that long
         self._keep()
 
     def promise_withdrawn(self) -> None:
@@ -3870,13 +3872,14 @@ class SelfFence:
 
     def _look(self, now: float, before: Optional[float], late_s: float) -> float:
         """`before` is when this was done last, `late_s` by how much this time comes too late."""
-        did_not_run = before is None or now - before > 2 * FENCE_TICK_S
+        did_not_run = before is None or now - before > 2 * FENCE_TICK_S or self._was_frozen
         left_s = FENCE_TICK_S if self.deadline is None else self.deadline - now
         if left_s > 0 and (self._began_at is None or self.clean):
             self._began_at = self._chance_until = None
             self.clean = self._chance_refused = False
             return min(FENCE_TICK_S, left_s)
         if self._began_at is None and did_not_run:   # also when it was frozen in its try
+            self._was_frozen = False
             self._chance_until = now + self._configuration.metadata_limit_s
             self._world.wake("heartbeat")
         elif self._chance_until is not None:
@@ -4543,6 +4546,7 @@ class Lease:
         self._had_record = False     # in this process
         self._terms: Set[int] = set()   # of the claim that was won, and those it was raised to
         self._highest = Pair(0, 0)   # of all pairs seen
+        self._known, self._known_at = Pair(0, 0), 0.0   # of all heard of, and since when
         self._changed = False        # the record has changed while it was watched
         self._stand_back_until = float("-inf")
         self._alive_at: Optional[float] = None   # when the scheduler was last seen running
@@ -4848,9 +4852,8 @@ class Lease:
             return "it was this node's own, and its lock file is in my hands"
         if not self._legacy.is_clear():
             return ""
-        unchanged_s = now - self._seen_at
         if record is None:
-            return self._reason_without_record(unchanged_s)
+            return self._reason_without_record(now - self._seen_at)
         if record.state_dir not in ("", self._configuration.state_dir):
             self._tell(logging.ERROR, "state_dir is {} here and {} on {}: it must be the same on "
                        "all nodes, or a node has two gates. Until then this controller never "
@@ -4859,6 +4862,7 @@ class Lease:
             return ""
         if not record.holder and not record.cleared and not self._is_old(record):
             return "nobody held it"
+        unchanged_s = now - self._last_heard_at(record)
         if unchanged_s < record.heartbeat_timeout:
             return ""
         if self._calm_reads < self.CALM_READS:
@@ -4872,6 +4876,13 @@ class Lease:
         gate = self._own_gate()
         return max(self._highest, gate.pair) if gate and gate.cluster == record.cluster \
             else self._highest
+
+    def _last_heard_at(self, record: ClusterRecord) -> float:
+        """When the record last changed, or, where it is old, this node heard of a newer pair."""
+        known = self._known_pair(record)
+        if known > self._known:
+            self._known, self._known_at = known, self._world.now()
+        return max(self._seen_at, self._known_at) if known > record.pair else self._seen_at
 
     def _is_old(self, record: ClusterRecord) -> bool:
         """Whether the metadata was restored: somebody may act whom the record does not name."""

@@ -4250,6 +4250,31 @@ class SelfFenceTest(unittest.TestCase):
         bench.fence.promise_confirmed(sent_at)
         self.assertEqual(bench.fence.deadline, sent_at + 20)
 
+    def test_a_later_deadline_that_was_inherited_yields_to_the_promise_that_is_sent(self):
+        bench = FenceBench("1 boot 56000 end\n")
+        self.assertEqual(bench.fence.deadline, 1060.0)
+        bench.fence.about_to_promise(bench.time)
+        self.assertEqual(bench.fence.deadline, 1020.0)
+
+    def test_a_write_that_was_frozen_on_its_way_is_followed_by_one_try_not_by_the_fence(self):
+        for first in (True, False):
+            bench = FenceBench()
+            bench.list = [local(10, "airflow scheduler")]
+            if not first:
+                bench.promise()
+            sent_at = bench.time
+            bench.run_for(5)
+            bench.time += 100
+            bench.fence.step()        # the fence's loop is the first to run again
+            bench.fence.about_to_promise(sent_at)
+            bench.fence.promise_confirmed(sent_at)
+            bench.time += 1
+            bench.fence.step()
+            self.assertTrue(bench.fence.has_chance())
+            bench.promise()
+            bench.run_for(10)
+            self.assertEqual(bench.sent, [])
+
     def test_a_promise_binds_from_when_it_is_first_sent_until_it_is_taken_back(self):
         bench = self.bench
         bench.run_for(100)
@@ -6087,6 +6112,21 @@ class NodeRecordsTest(unittest.TestCase):
                          ("b", 8, ("x", "a", "b", "c"), False))
 
 
+    def test_a_gate_that_hears_of_a_newer_pair_under_restored_metadata_is_given_h_from_then(self):
+        self.bench.put(asfc.ClusterRecord("c", 5, 2, holder="x", instance="x",
+                                          possible_nodes=("x",), assigned=True))
+        gates = [asfc.Gate(asfc.Pair(5, 2), "x", "c", "b")]
+        lease = self.bench.lease("b")
+        lease._own_gate = lambda: gates[0]
+        for seconds in range(0, 60, 3):
+            lease.beat()
+            if seconds == 21:   # somebody has claimed and sent, and that was restored away
+                gates[0] = asfc.Gate(asfc.Pair(6, 1), "y", "c", "b")
+            self.assertEqual(lease.active, seconds >= 24 + 30)
+            self.bench.time += 3
+        self.assertEqual(self.bench.cluster().term, 7)
+
+
 class NodesBench:
     """Stands for Nodes in an OwnNode: it answers with the report that it was given."""
 
@@ -7137,6 +7177,7 @@ class Simulation(VirtualCluster):
         self.metadata = SimulatedMetadata(self)
         self.cuts, self.refuses = collections.Counter(), False
         self.late_s = self.late_share = self.lost_share = 0.0
+        self.routes = {}              # names that lead to another host than their own
         self.disk_full, self.page_away, self.hung, self.heartbeat = 0.0, False, set(), "never"
         self.script_pauses = (0, 0, 0, 0.02, 0.1)
         self.start_kinds = ("normal",)
@@ -7337,7 +7378,7 @@ class Simulation(VirtualCluster):
 
     def send_away(self, world, command, call):
         origin, request, clock = world.name, command.request, self.clock
-        target = self.hosts[request.node]
+        target = self.hosts[self.routes.get(request.node, request.node)]
 
         def reply(text):
             clock.call(clock.time + self.way_s(), lambda: come_back(text))
@@ -8487,6 +8528,32 @@ def veto_scene(simulation):
     simulation.wait(40)
 
 
+def misrouted_scene(simulation):
+    """A node's name leads to the host of the scheduler: its address was given to two."""
+    active, home = away_from_active(simulation)
+    other = next(name for name in sorted(simulation.hosts) if name not in (active, home.name))
+    simulation.routes[other], born_at = home.name, simulation.born_at
+    simulation.wait(60)
+    if simulation.born_at != born_at or not simulation.alive_on():
+        simulation.broken("P6", "the scheduler was stopped under another node's name")
+
+
+class SlowClockScene(Scene):
+    """Clocks whose rates differ as far as they may, and a scheduler that uses up a long grace."""
+
+    def prepare(self, simulation):
+        super().prepare(simulation)
+        for host in simulation.hosts.values():
+            host.rate, host.stubborn = 0.951 if host.name == "a" else 1.045, True
+            host.configuration = host.configuration._replace(fence_grace_time=100.0)
+
+
+def slow_clock_scene(simulation):
+    _, home = away_from_active(simulation)
+    cut_off(simulation, home.name, "both", 500, "both ways")
+    simulation.wait(160)
+
+
 # -- nothing happens
 
 
@@ -8610,6 +8677,14 @@ def gate_without_cluster(original):
             self.gate = self.gate._replace(cluster=request.stamp.cluster)
             if request.stamp.pair == self.gate.pair:
                 self.gate = self.gate._replace(instance=request.stamp.instance)
+        return original(self, request, lines)
+    return pass_gate
+
+
+def gate_without_name(original):
+    def pass_gate(self, request, lines):
+        if self.gate:
+            self.gate = self.gate._replace(node=request.node)
         return original(self, request, lines)
     return pass_gate
 
@@ -8739,12 +8814,22 @@ PROTECTIONS = (
         (asfc.Lease, "_is_bound", lambda _: always(False))), "stop-and-cut"),
     Protection("a pause takes the promise back first", Switched(
         (asfc.SelfFence, "step", no_fence_while_paused)), "pause-and-cut"),
-    Protection("old metadata raises the term", blind_to_old_metadata(), "restore"),
+    Protection("old metadata raises the term", blind_to_old_metadata(), "restore", first=24),
     Protection("all nodes are possible after clear", Switched(
         (asfc.Lease, "all_nodes", lambda _: lambda self: (self._configuration.node_name,))),
         "clear-and-cut"),
     Protection("cluster id in the gate", Switched(
         (NodeModel, "_pass_gate", gate_without_cluster)), "two-clusters", "P1.*another cluster"),
+    Protection("node name in the gate", Switched(
+        (NodeModel, "_pass_gate", gate_without_name),
+        (asfc.SignsOfLife, "_check_directory", lambda _: lambda self, report: report)),
+        Scene(misrouted_scene), "P6"),
+    Protection("no stamp of a successor", Switched(
+        (asfc.Lease, "stamp", lambda _: lambda self, record: asfc.Stamp(
+            record.cluster, record.pair, record.instance)),
+        (asfc.Lease, "may_act", lambda _: always(True))), "freeze-before-send"),
+    Protection("silence outlasts a slow clock", Switched(
+        (asfc, "CLOCK_RATE_LIMIT", always(1.0))), SlowClockScene(slow_clock_scene)),
     Protection("release on an overdue main loop", Switched(
         (asfc.Lease, "expect_work", lambda _: always(None))), Scene(scene_main_loop_sticks), "P3"),
     Protection("standing back when nothing can be asked", Switched(
