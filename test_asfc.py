@@ -7188,6 +7188,7 @@ class Simulation(VirtualCluster):
         self.unanswered = collections.Counter()   # (asker, node): queries in a row
         self.left = {}                    # the same for the one that decided on a start last
         self.snapshot = None
+        self.misled = {}                  # instances, and since when
         self.driver = None
         self.jump_s = self.late_starts = self.late_stops = 0.0
         self.tickets = {}
@@ -7533,13 +7534,21 @@ class Simulation(VirtualCluster):
     # -- the checks
 
     def check_leases(self):
-        """P1: no two controllers may act at one moment."""
+        """P1: no two controllers may act at one moment. What is declared is told apart."""
         active = [lease for lease in self.live if lease.active]
         if len(active) > 1:
             acting = [lease for lease in active if lease.may_act()]
-            if len(acting) > 1:
+            if len(acting) > 1 and any(self.is_misled(lease) for lease in acting):
+                self.count["declared double roles"] += 1
+            elif len(acting) > 1:
                 self.broken("P1", "two controllers may act: " + ", ".join(
                     lease.instance[:4] for lease in acting))
+
+    def is_misled(self, lease):
+        """Whether what was restored is to this controller what it has read or written last."""
+        restored_at = self.misled.get(lease.instance)
+        return restored_at is not None and self.clock.time < restored_at + 2 * max(
+            host.configuration.heartbeat_timeout for host in self.hosts.values())
 
     def check_schedulers(self, newest):
         """P2: at most one scheduler is alive. What protocol.md declares is told apart."""
@@ -8130,6 +8139,11 @@ def metadata_restored(simulation):
     if simulation.snapshot:
         simulation.tell("the metadata is restored from the backup")
         simulation.count["restores"] += 1
+        restored, now = simulation.snapshot.get(asfc.CLUSTER), simulation.metadata.records
+        if restored and restored != now.get(asfc.CLUSTER):
+            simulation.misled.update((lease.instance, simulation.clock.time)
+                                     for lease in simulation.live
+                                     if lease._version == restored.version)
         simulation.metadata.records = dict(simulation.snapshot)
 
 
