@@ -6211,12 +6211,12 @@ class FailoverController:
 
     def _raise_term(self, action: RaiseTerm) -> bool:
         try:
-            self._raises += 1
             self._attempt, self._cleaned = None, set()
             won = self.lease.raise_term(action.above)
         except MetadataError as error:
             self._log.warning("the term could not be raised: %s", error)
             return False
+        self._raises += int(won)
         if won:
             self._post("the metadata was restored: the term was raised",
                        why="a pair above {} was known".format(action.above))

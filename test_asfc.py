@@ -5262,6 +5262,32 @@ class VirtualHourTest(unittest.TestCase):
             self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
         cluster.clock.drive(play)
 
+    def test_a_term_that_could_not_be_raised_for_a_while_is_raised_when_metadata_is_back(self):
+        cluster = VirtualCluster(seed=3)
+        metadata = cluster.metadata
+
+        def fell_back():
+            return any(controller.lease.active and controller.lease.fell_back
+                       for controller in cluster.controllers.values())
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            backup = dict(metadata.records)
+            cluster.clock.wait(30)
+            metadata.records = backup
+            while not fell_back():
+                cluster.clock.wait(0.01)
+            metadata.away = True
+            cluster.clock.wait(15)
+            metadata.away = False
+            cluster.clock.wait(30)
+            self.assertGreater(asfc.cluster_record(metadata.records).term, 1)
+            self.assertEqual((fell_back(), cluster.home(), cluster.starts), (False, "a", 1))
+        cluster.clock.drive(play)
+        self.assertGreater("".join(cluster.lines).count("the term could not be raised"), 4)
+
     def test_a_scheduler_of_another_user_is_warned_of_once_and_left_alone(self):
         cluster = VirtualCluster(seed=3)
         strangers = [asfc.Process(900 + i, 5, 1, 900, 33, "airflow scheduler") for i in range(2)]
