@@ -4691,7 +4691,9 @@ class Lease:
     def _beat(self) -> None:
         if self.ended:
             return
-        if self._outcome_unknown or self.nodes and (
+        # The version that was known before a long stop may, after a restore, be another record's.
+        ran_out = self.active and not self.leaving and not self.may_act()
+        if self._outcome_unknown or ran_out or self.nodes and (
                 self.nodes.unknown or self.nodes.fence.has_chance()):
             self._take_in(self._read())
         if self.nodes and self.nodes.fence.has_chance() and not self._is_possible_here():

@@ -5676,6 +5676,20 @@ class LeaseTest(unittest.TestCase):
         self.bench.time += 1.1
         self.assertFalse(lease.may_act())
 
+    def test_after_a_long_pause_the_record_is_read_before_it_is_written(self):
+        for seconds, holder in ((19, "a"), (21, "b")):
+            with self.subTest(seconds=seconds):
+                self.setUp()
+                lease = self.active()
+                found = self.bench.records["cluster"]
+                other = self.bench.cluster()._replace(term=7, holder="b", instance="b")
+                # After a restore: the version is the one that it knows, the record is not.
+                self.bench.records["cluster"] = found._replace(value=other.to_text())
+                self.bench.time += seconds
+                lease.beat()
+                self.assertEqual((self.bench.cluster().holder, lease.active),
+                                 (holder, holder == "a"))
+
     def test_a_renewal_whose_reply_was_lost_is_looked_for_before_the_next(self):
         lease = self.active()
         self.bench.fail = "after"
