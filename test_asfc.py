@@ -2705,6 +2705,7 @@ class PointedNodes(asfc.Nodes):
     """Nodes whose script runs here under any name, and ends or stops itself at a point."""
     pointed = {}      # nonce -> (point, signal, seconds until its timer ends it)
     terminal = ""     # "1": as with sudo over ssh, but for the terminal itself
+    stop_wait_s = 5
 
     def _is_remote(self, name):
         return False
@@ -2712,7 +2713,8 @@ class PointedNodes(asfc.Nodes):
     def _parameters(self, request, terminal, timeout_s):
         parameters = super()._parameters(request, terminal, timeout_s)
         point, number, limit_s = self.pointed.get(request.nonce, ("", "", None))
-        parameters.update(point=point, point_signal=number, stop_wait="5", terminal=self.terminal)
+        parameters.update(point=point, point_signal=number, stop_wait=str(self.stop_wait_s),
+                          terminal=self.terminal)
         if limit_s:
             parameters["time_limit"] = str(limit_s)
         return parameters
@@ -3739,7 +3741,7 @@ class StartTests(NodeTestCase):
                 note = "echo status ${{ASFC_NODE-none}} >>{}; exit 0".format(sandbox.path("notes"))
                 configuration.airflow_scheduler_status_command = note
                 configuration.airflow_scheduler_stop_command = note.replace("status", "stop")
-                nodes.terminal = ""
+                nodes.terminal, nodes.stop_wait_s = "", 1   # this stop command ends nothing
                 nodes.query(["a"], stamped(1, 1))
                 nodes.stop("a", stamped(1, 2))
                 self.assertEqual(set(sandbox.read("notes").splitlines()),
@@ -12242,8 +12244,9 @@ class CommandLineTest(unittest.TestCase):
         self.configure(scheduler_nodes_in_cluster="here, far", ssh_command="/bin/false",
                        heartbeat_timeout="7.5")
         metadata = self.metadata()
-        metadata.write("cluster", asfc.ClusterRecord("id", 3, 7, possible_nodes=("far", "here"),
-                                                     assigned=True).to_text(), None)
+        metadata.write("cluster", asfc.ClusterRecord(
+            "id", 3, 7, heartbeat_timeout=7.5, possible_nodes=("far", "here"),
+            assigned=True).to_text(), None)
         status, _, err = self.verb("confirm_dead", "here")
         self.assertEqual((status, len(err.splitlines())), (75, 1), err)
         self.assertIn("here answers, so it is not off", err)
