@@ -18,6 +18,7 @@ import logging
 import math
 import multiprocessing
 import os
+import py_compile
 import queue
 import random
 import re
@@ -781,7 +782,7 @@ class DoorTest(unittest.TestCase):
             "    return None if asked else 0.002\n"
             "print('ready', flush=True)\n"
             "world.run_loops({str(n): step for n in range(4)}, '0123')\n")
-        for _ in range(3 if os.environ.get("ASFC_PLAIN") else 12):
+        for _ in range(2 if os.environ.get("ASFC_PLAIN") else 12):
             children = [subprocess.Popen([sys.executable, "-c", program], cwd=HERE,
                                          stdout=subprocess.PIPE) for _ in range(4)]
             for child in children:
@@ -1572,13 +1573,14 @@ class ClientsThatTalkNonsense(unittest.TestCase):
             for script, words in self.SCRIPTS:
                 with self.subTest(program, script=script):
                     stand_in(self, program, self.VERSION + script + "\n")
+                    limit_s = 0.5 if words == "no answer within" else 1.0
                     began = time.monotonic()
                     with self.assertRaises(asfc.MetadataError) as caught:
-                        service = service_for(url, limit_s=1.0)
+                        service = service_for(url, limit_s=limit_s)
                         service._has_met = True
                         service._program = program
                         service.read_all()
-                    self.assertLess(time.monotonic() - began, 1.6)
+                    self.assertLess(time.monotonic() - began, limit_s + 0.6)
                     self.assertIn(words, str(caught.exception))
                     self.assertNotRegex(str(caught.exception), "\n|se cret|Traceback")
                     self.assertRegex(str(caught.exception), r" at h:\d+, database d: ")
@@ -1594,8 +1596,6 @@ class ClientsThatTalkNonsense(unittest.TestCase):
             for _ in range(2):
                 self.assertEqual(service.read_all(), {})
             service._has_met = False   # as after a failure
-        with self.assertRaises(asfc.MetadataError):
-            service.read_all()
 
     def test_can_not_claim_a_write_that_did_not_happen(self):
         rows = {"two rows changed": r"won\t2\nrecord\t61\t2\t62\nend\n",
@@ -3111,7 +3111,7 @@ def soak_node_model(sequences):
 class NodeModelTests(unittest.TestCase):
     def test_the_script_and_the_model_give_the_same_answers_to_random_sequences(self):
         if os.environ.get("ASFC_PLAIN"):
-            self.assertGreater(run_node_model(60)["answers"], 60)
+            self.assertGreater(run_node_model(20)["answers"], 20)
             return  # so few don't always come to everything
         exercised = run_node_model(300)
         for what in NodePair.REFUSALS + (
@@ -5172,7 +5172,7 @@ class VirtualLog(logging.Handler):
             self.cluster.clock.time, self.node, record.getMessage()))
 
 
-def an_hour(seed):
+def an_hour(seed, seconds=4600):
     """An hour with a fault every few minutes. Returns the cluster and what held after each."""
     cluster = VirtualCluster(seed)
     seen = []
@@ -5207,7 +5207,7 @@ def an_hour(seed):
         look("the metadata is away", 60)
         cluster.metadata.away = False
         look("the metadata is back", 120)
-        look("a quiet rest of the hour", 4600 - cluster.clock.time)
+        look("a quiet rest of the hour", seconds - cluster.clock.time)
 
     cluster.clock.drive(play)
     return cluster, seen
@@ -5392,7 +5392,7 @@ class VirtualHourTest(unittest.TestCase):
         self.assertEqual((cluster.home(), cluster.starts, cluster.most_alive), (home, 1, 1))
 
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
-        runs = [an_hour(seed=7) for _ in range(2)]
+        runs = [an_hour(seed=7, seconds=1200) for _ in range(2)]   # the quiet rest is shorter
         texts = [repr((seen, cluster.lines, cluster.mails,
                        sorted(cluster.metadata.records.items()))) for cluster, seen in runs]
         self.assertEqual(texts[0], texts[1])
@@ -8987,7 +8987,7 @@ class Simulations(unittest.TestCase):
     def test_no_promise_is_broken_and_each_mix_exercises_what_belongs_to_it(self):
         plain = bool(os.environ.get("ASFC_PLAIN"))
         tally, began = Tally(), time.monotonic()
-        for result in simulate_all(seeds_of(0, 63 if plain else 1000)):
+        for result in simulate_all(seeds_of(0, len(MIXES) if plain else 1000)):
             tally.add(*result)
         self.assertEqual(tally.failed, [])
         if not plain:
@@ -8996,12 +8996,15 @@ class Simulations(unittest.TestCase):
 
     def test_after_one_fault_a_scheduler_runs_within_the_time_of_the_table(self):
         for scene in SCENES:
-            for seed in range(2 if os.environ.get("ASFC_PLAIN") else 8):
+            for seed in range(1 if os.environ.get("ASFC_PLAIN") else 8):
                 with self.subTest(scene.play.__name__, seed=seed):
                     self.assertEqual(play_scene(seed, scene).violations, [])
 
     def test_each_protection_is_needed(self):
-        for protection in PROTECTIONS:
+        """In the plain tier every fourth; another fourth with the next version of Python."""
+        version = sys.version_info[1]
+        for protection in PROTECTIONS[version % 4::4] if os.environ.get("ASFC_PLAIN") \
+                else PROTECTIONS:
             with self.subTest(protection.name):
                 began = time.process_time()
                 found = protection.first_violation(switched_off=True)
@@ -11575,26 +11578,58 @@ class TheUnit(unittest.TestCase):
 ###############################################################################
 
 
+class DemoRun:
+    """The demo, as a child process, and two schedulers that it has to leave alone."""
+
+    def __init__(self):
+        self.directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.output = tempfile.TemporaryFile("w+")
+        self.decoys = [SchedulerStandIn(self.directory).start() for _ in range(2)]
+        self.demo = subprocess.Popen(
+            [sys.executable, asfc.__file__, "demo"], stdout=self.output, stderr=subprocess.STDOUT,
+            env=dict(os.environ, TMPDIR=self.directory))
+        atexit.register(self.close)
+
+    def end(self):
+        """Wait for the end of the demo; returns its status and what it said."""
+        status = self.demo.wait()
+        self.output.seek(0)
+        return status, self.output.read()
+
+    def close(self):
+        atexit.unregister(self.close)
+        self.demo.terminate()   # it then cleans up; without effect when it is over
+        self.demo.wait()
+        for one in self.decoys:
+            one.kill()
+            one.wait()
+        self.output.close()
+        shutil.rmtree(self.directory)
+
+
 class DemoTest(unittest.TestCase):
+    """The demo takes half a minute and mostly waits: where it is to be tested, it begins before
+    the first test, of whatever class."""
+    chosen, running = False, None
+
+    def __init__(self, name):
+        super().__init__(name)
+        DemoTest.chosen = True
+
     def test_it_plays_to_its_end_leaves_nothing_behind_and_touches_no_other_scheduler(self):
-        directory = tempfile.mkdtemp(prefix="asfc-test-")
-        self.addCleanup(shutil.rmtree, directory)
-        decoys = [SchedulerStandIn(directory).start() for _ in range(2)]
-        try:
-            demo = subprocess.Popen(
-                [sys.executable, asfc.__file__, "demo"], stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, env=dict(os.environ, TMPDIR=directory),
-                universal_newlines=True)
-            said = demo.communicate()[0]
-            self.assertEqual(demo.returncode, 0, said)
-            self.assertIn("one scheduler ran all the time it could", said)
-            self.assertEqual([one.poll() for one in decoys], [None, None])
-        finally:
-            for one in decoys:
-                one.kill()
-                one.wait()
+        running, directory = self.running, self.running.directory
+        self.addCleanup(running.close)
+        status, said = running.end()
+        self.assertEqual(status, 0, said)
+        self.assertIn("one scheduler ran all the time it could", said)
+        self.assertEqual([one.poll() for one in running.decoys], [None, None])
         self.assertEqual(sorted(os.listdir(directory)), ["airflow", "schedulers.log"])
         self.assertEqual(processes_with(os.path.join(directory, "asfc-demo")), [])
+
+
+def setUpModule():
+    if DemoTest.chosen:
+        DemoTest.running = DemoRun()
 
 
 ###############################################################################
@@ -11952,6 +11987,16 @@ class DryRunTest(unittest.TestCase):
 class CommandLineTest(unittest.TestCase):
     """The verbs as child processes, on a configuration with one node and a SQLite file."""
 
+    @classmethod
+    def setUpClass(cls):
+        """Compile asfc.py once: if each child did, that would be most of what it does."""
+        directory = tempfile.mkdtemp(prefix="asfc-test-")
+        cls.program = py_compile.compile(asfc.__file__, os.path.join(directory, "asfc.pyc"))
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(os.path.dirname(cls.program))
+
     def setUp(self):
         self.directory = tempfile.mkdtemp(prefix="asfc-test-")
         self.addCleanup(shutil.rmtree, self.directory)
@@ -11971,7 +12016,7 @@ class CommandLineTest(unittest.TestCase):
             self.directory) + own("\n".join("{} = {}".format(*item) for item in keys.items())))
 
     def run_asfc(self, *words):
-        child = subprocess.Popen([sys.executable, asfc.__file__] + list(words),
+        child = subprocess.Popen([sys.executable, self.program] + list(words),
                                  env=self.environment, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, universal_newlines=True)
         out, err = child.communicate()
@@ -11987,7 +12032,7 @@ class CommandLineTest(unittest.TestCase):
     def start(self):
         log = open(os.path.join(self.directory, "stderr"), "a+")
         self.addCleanup(log.close)
-        child = subprocess.Popen([sys.executable, asfc.__file__, "start", "--config", self.path],
+        child = subprocess.Popen([sys.executable, self.program, "start", "--config", self.path],
                                  env=self.environment, stderr=log)
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
@@ -12229,7 +12274,7 @@ class CommandLineTest(unittest.TestCase):
         master, slave = os.openpty()
         try:
             child = subprocess.Popen(
-                [sys.executable, asfc.__file__] + list(words) + ["--config", self.path],
+                [sys.executable, self.program] + list(words) + ["--config", self.path],
                 env=self.environment, stdin=slave, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 universal_newlines=True)
             os.write(master, "".join(answer + "\n" for answer in answers).encode())
@@ -12250,7 +12295,7 @@ class CommandLineTest(unittest.TestCase):
         status, _, err = self.verb("confirm_dead", "here")
         self.assertEqual((status, len(err.splitlines())), (75, 1), err)
         self.assertIn("here answers, so it is not off", err)
-        child = subprocess.run([sys.executable, asfc.__file__, "confirm_dead", "far", "--config",
+        child = subprocess.run([sys.executable, self.program, "confirm_dead", "far", "--config",
                                 self.path], env=self.environment, stdin=subprocess.DEVNULL,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.assertEqual((child.returncode, b"no terminal" in child.stderr), (75, True))
@@ -12290,7 +12335,7 @@ class CommandLineTest(unittest.TestCase):
         log = open(os.path.join(self.directory, "stderr"), "a+")
         self.addCleanup(log.close)
         child = subprocess.Popen(
-            [sys.executable, asfc.__file__, "start", "--dry-run", "--save", saved, "--config",
+            [sys.executable, self.program, "start", "--dry-run", "--save", saved, "--config",
              self.path], env=self.environment, stderr=log)
         self.addCleanup(child.wait)
         self.addCleanup(child.kill)
