@@ -9866,7 +9866,8 @@ class ClusterTest(ClusterBench, unittest.TestCase):
 
 
 class OneSchedulerIsKeptRunning(ClusterTest):
-    """Three hosts with sshd, MariaDB, a poll of 2 s, a heartbeat timeout of 10 s."""
+    """Three hosts with sshd, MariaDB, a poll of 2 s, a heartbeat timeout of 10 s. What the table
+    of faults does and measures as well, is left to it."""
 
     def test_a_killed_scheduler_runs_again_within_a_poll_and_a_second(self):
         scheduler = self.start_cluster(scheduler_restart_budget="10")
@@ -9880,17 +9881,6 @@ class OneSchedulerIsKeptRunning(ClusterTest):
         self.assert_never_two()
         twins = self.cluster["a"].run(["pgrep", "-fc", "bin/airflow scheduler"]).stdout.strip()
         self.assertEqual(twins, "2", "a scheduler and its twin, and nothing of the dead ones")
-
-    def test_a_scheduler_whose_start_is_broken_on_its_node_runs_on_another(self):
-        scheduler = self.start_cluster()
-        self.cluster["a"].write("scheduler_is_broken", "")
-        os.kill(scheduler.pid, signal.SIGKILL)
-        again = self.cluster.watch.wait_for_one(60, "b")
-        self.wait_for("the record names b", lambda: (
-            self.cluster_record().active_scheduler_node == "b"), 10)
-        self.wait_for_quiet("a", "b", 20)
-        self.assertIn("this scheduler is broken", self.controllers["a"].output())
-        self.assert_one_scheduler_since(again)
 
     def test_a_standby_is_active_soon_after_the_active_controller_was_killed(self):
         scheduler = self.start_cluster()
@@ -9938,14 +9928,13 @@ class OneSchedulerIsKeptRunning(ClusterTest):
         self.assert_one_scheduler_since(scheduler)
 
     def be_without_database(self, seconds):
-        """Stop the database for a time; returns when it was back."""
+        """Stop the database for a time."""
         self.cluster.servers.call(self.server.stop)
         down_until = clock() + seconds
         try:
             wait_until(lambda: clock() > down_until, seconds + 5, "an outage of the database")
         finally:
             self.cluster.servers.call(self.server.start)
-        return clock()
 
     def test_a_short_outage_of_the_database_touches_nothing(self):
         scheduler = self.start_cluster()
@@ -9955,15 +9944,6 @@ class OneSchedulerIsKeptRunning(ClusterTest):
             self.has_moved, self.records()["cluster"].version, 3), 10)
         self.assertEqual((self.cluster_record().holder, self.cluster_record().term), (holder, 1))
         self.assert_one_scheduler_since(scheduler)
-
-    def test_a_long_outage_of_the_database_ends_the_scheduler_and_its_return_starts_one(self):
-        self.start_cluster()
-        back_at = self.be_without_database(20)
-        self.assertEqual(self.cluster.watch.alive(), [])
-        self.cluster.watch.wait_for_one(POLL_S + 2 * QUERY_S + METADATA_S + 5)
-        self.assertLess(clock() - back_at, POLL_S + 2 * QUERY_S + METADATA_S + 5)
-        self.assertEqual([one.alive() for one in self.controllers.values()], [True] * 3)
-        self.assert_never_two()
 
     def test_with_keep_the_scheduler_outlives_an_outage_of_the_database(self):
         scheduler = self.start_cluster(on_metadata_loss="keep")
@@ -9985,12 +9965,6 @@ class OneSchedulerIsKeptRunning(ClusterTest):
         self.assertEqual(self.cluster_record().active_scheduler_node, "c")
         self.assertTrue(running.alive())
         self.assert_one_scheduler_since(scheduler)
-
-    def test_a_second_scheduler_started_by_hand_is_stopped_and_the_first_stays(self):
-        scheduler = self.start_cluster()
-        second = self.cluster["b"].start_process(["airflow", "scheduler"])
-        wait_until(lambda: not second.alive(), 20, "the end of the second scheduler")
-        self.assertEqual(self.cluster.watch.alive(), [scheduler])
 
     def test_a_node_whose_sshd_hangs_delays_neither_turns_nor_heartbeats(self):
         scheduler = self.start_cluster()
@@ -10070,10 +10044,10 @@ class TenControllersAtOnce(ClusterTest):
         """One won term in the record and in the logs; nine name its holder; all live."""
         self.configure_nodes()
         self.release()
-        until = clock() + 2 * HEARTBEAT_TIMEOUT_S
-        holder = self.wait_for_active(self.NODES, 15)[0].holder
-        wait_until(lambda: clock() > until, 30, "two heartbeat timeouts")
-        record = self.cluster_record()
+        first, active_at = self.wait_for_active(self.NODES, 15)
+        until = active_at + TAKEOVER_S   # a standby that heard of no heartbeat would be active
+        wait_until(lambda: clock() > until, 30, "the time of a takeover")
+        holder, record = first.holder, self.cluster_record()
         self.assertEqual((record.term, record.holder), (1, holder))
         for node, controller in self.controllers.items():
             words = "standby: {} is active in term 1".format(holder)
@@ -10431,7 +10405,8 @@ UNPROTECTED = [
 
 
 class StartsThatArriveLate(ClusterTest):
-    """A start for b that is on its way while the scheduler was moved to c."""
+    """A start for b that is on its way while the scheduler was moved to c, in the same term. That
+    it comes from a frozen controller, whose successor moves, is a row of the table of faults."""
 
     def begin(self):
         """Controllers everywhere, a active. Its scheduler breaks, and the start for the next node,
@@ -10460,7 +10435,7 @@ class StartsThatArriveLate(ClusterTest):
         self.cluster["a"].write("release", "")
         return wait_until(lambda: self.cluster["a"].read("answer"), 20, "the answer of b")
 
-    def assert_refused(self, active):
+    def assert_refused(self):
         """b refuses the late start, and tells which newer one it has heard of."""
         scheduler = self.cluster.watch.wait_for_one(5, "c")
         answer = self.deliver()
@@ -10470,7 +10445,7 @@ class StartsThatArriveLate(ClusterTest):
         self.assertLess([int(part) for part in late.split(".")], [int(part) for part in gate[1:3]])
         self.assertIn("start on b, move " + late, self.controllers["a"].output())
         self.assertIn("start on c, move {}.".format(self.cluster_record().term),
-                      self.controllers[active].output())
+                      self.controllers["a"].output())
         until = clock() + 2 * POLL_S
         wait_until(lambda: clock() > until, 10, "two polls more")
         self.assert_one_scheduler_since(scheduler)
@@ -10482,43 +10457,19 @@ class StartsThatArriveLate(ClusterTest):
         self.assertIn("the start command was launched", self.deliver())
         wait_until(self.cluster.watch.overlaps, 10, "two schedulers at the same time")
 
-    def switch_the_gate_off(self):
-        """The nodes' script then takes every pair for a new one."""
-        for host in self.cluster:
-            switch_protections_off(host)
-
-    def freeze_the_sender(self):
-        """The active controller stands still with its start on the way; its successor moves on."""
-        self.begin()
-        self.controllers["a"].freeze()
-        active = self.wait_for_active("bc", 20)[0].holder
-        self.wait_for_quiet(active, "c", 60)
-        return active
-
     def move_on_in_the_same_term(self):
         """The sender gives the start up, tries again, fails, and moves the scheduler itself."""
         self.begin()
         self.wait_for_quiet("a", "c", 60)
-        return "a"
-
-    def test_a_frozen_controllers_start_that_arrives_after_its_successors_move_is_refused(self):
-        active = self.freeze_the_sender()
-        self.controllers["a"].thaw()
-        self.wait_for_words("a", "standby: {} is active".format(active), 10)
-        self.assert_refused(active)
 
     def test_a_start_that_arrives_after_a_move_in_the_same_term_is_refused(self):
-        active = self.move_on_in_the_same_term()
+        self.move_on_in_the_same_term()
         self.assertEqual(self.cluster_record().term, 1)
-        self.assert_refused(active)
-
-    def test_without_the_gate_a_frozen_controllers_start_makes_a_second_scheduler(self):
-        self.switch_the_gate_off()
-        self.freeze_the_sender()
-        self.assert_two_schedulers()
+        self.assert_refused()
 
     def test_without_the_gate_a_late_start_of_the_same_term_makes_a_second_scheduler(self):
-        self.switch_the_gate_off()
+        for host in self.cluster:
+            switch_protections_off(host)
         self.move_on_in_the_same_term()
         self.assert_two_schedulers()
 
