@@ -9386,6 +9386,7 @@ if twin == 0:
         time.sleep(3600)
 
 def leave(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)   # it may be asked more than once
     os.kill(twin, signal.SIGTERM)
     os.waitpid(twin, 0)
     os._exit(0)
