@@ -69,7 +69,6 @@ import functools
 import json
 import logging
 import os
-
 import re
 import selectors
 import shlex
