@@ -3797,11 +3797,12 @@ class SelfFence:
             words = (self._world.read_text(self._path) or "").split()
             if not words:
                 return
+            now = self._world.now()   # first: frozen after it, the deadline is the earlier one
             boot, uptime_s = self._world.boot_clock()
             if len(words) != 4 or words[3] != "end":
                 raise ValueError
             if words[1] == boot:
-                self.deadline = self._world.now() + int(words[2]) / 100.0 - uptime_s
+                self.deadline = now + int(words[2]) / 100.0 - uptime_s
         except (OSError, ValueError):
             self.deadline = self._world.now()  # it can't be told: as if it had passed
 

@@ -4361,6 +4361,20 @@ class SelfFenceTest(unittest.TestCase):
         late.run_for(3.1)
         self.assertEqual(late.sent, [(10, signal.SIGKILL)])
 
+    def test_a_freeze_while_the_deadline_is_kept_or_inherited_never_makes_it_later(self):
+        bench = self.bench
+        read = bench.boot_clock
+
+        def read_and_stand_still():
+            found = read()
+            bench.time += 15
+            return found
+        bench.boot_clock = read_and_stand_still
+        bench.promise()            # until 1020, when the uptime is 520 s
+        self.assertLessEqual(int(bench.text.split()[2]), 52000)
+        bench.text = "1 boot 52000 end\n"
+        self.assertLessEqual(asfc.SelfFence(bench, settings(), 1000).deadline, 1020.0)
+
     def test_main_processes_that_are_known_are_signalled_before_the_list_is_read(self):
         bench = self.bench
         bench.promise()
