@@ -3767,7 +3767,9 @@ class SelfFence:
     The deadline also stands in the state directory, for a controller that is started again and for
     the node's script, which starts nothing once it has passed.
     """
-    SOON_S = 0.2   # between two looks while something is to be ended
+    SOON_S = 0.2     # between two looks while something is to be ended
+    MOST_TRIES = 3   # one more each time that it is frozen in its try; a starved host stands still
+                     # again and again, and its scheduler would live on for as long
 
     def __init__(self, world: World, configuration: Any, uid: int) -> None:
         self.deadline: Optional[float] = None
@@ -3785,6 +3787,7 @@ class SelfFence:
         self._due_at = world.now()
         self._began_at: Optional[float] = None
         self._chance_until: Optional[float] = None
+        self._tries, self._longest_try = 0, 0.0
         self._chance_refused = False    # this and the next are set by the heartbeat's loop
         self._was_frozen = False
         self._hard = False
@@ -3877,13 +3880,17 @@ class SelfFence:
         if left_s > 0 and (self._began_at is None or self.clean):
             self._began_at = self._chance_until = None
             self.clean = self._chance_refused = False
+            self._tries = 0
             return min(FENCE_TICK_S, left_s)
-        if self._began_at is None and did_not_run:   # also when it was frozen in its try
+        limit_s = self._configuration.metadata_limit_s
+        if self._began_at is None and did_not_run and self._tries < self.MOST_TRIES:
+            self._tries += 1
             self._was_frozen = False
-            self._chance_until = now + self._configuration.metadata_limit_s
+            self._chance_until, self._longest_try = now + limit_s, now + 3 * limit_s
             self._world.wake("heartbeat")
         elif self._chance_until is not None:
-            self._chance_until += late_s   # the try has c_m in which this process does run
+            # The try has c_m in which this process does run.
+            self._chance_until = min(self._chance_until + late_s, self._longest_try)
         if self._began_at is None and self._chance_until is not None \
                 and not self._chance_refused and now < self._chance_until:
             return min(self.SOON_S, self._chance_until - now)

@@ -4347,6 +4347,16 @@ class SelfFenceTest(unittest.TestCase):
             self.assertTrue(self.bench.fence.has_chance())
         self.assertEqual(self.bench.sent, [])
 
+    def test_a_controller_that_stands_still_again_and_again_fences_all_the_same(self):
+        for still_s in (5.0, 1.9, 0.5):
+            self.setUp()
+            bench = self.bench
+            bench.promise()
+            bench.time += 100
+            while bench.list and bench.time < 1300:
+                bench.time += bench.fence.step() + still_s
+            self.assertLess(bench.time, 1100 + 30, "the tries have an end")
+
     def test_a_restarted_controller_inherits_the_deadline_of_this_boot(self):
         self.bench.promise()
         self.assertEqual(self.bench.text, "1 boot 52000 end\n")
