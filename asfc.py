@@ -1724,9 +1724,21 @@ class NodeRecord(NamedTuple):
             fields["host_names"] = tuple(fields["host_names"])
             promise_s = fields["promise_s"]
             fields["promise_s"] = None if promise_s is None else float(promise_s)
-            return cls(**fields)
+            record = cls(**fields)
+            return record if record._is_sound() else None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
+
+    def _is_sound(self) -> bool:
+        """Whether each field is of its kind: one damaged record must not stop all heartbeats, and
+        no silence may prove anything at once."""
+        texts = (self.node, self.instance, self.reason, self.no_promise, self.state_dir,
+                 self.state_dir_id, self.version, self.written_at, self.fenced) + self.host_names
+        return (all(isinstance(text, str) for text in texts)
+                and self.state in (RUNNING, STOPPED, UNKNOWN)
+                and isinstance(self.settings, dict)
+                and isinstance(self.settings.get("heartbeat_timeout", 0), (int, float))
+                and (self.promise_s is None or 0 < self.promise_s < float("inf")))
 
 
 HISTORY = "history"

@@ -5902,6 +5902,28 @@ class NodeRecordsTest(unittest.TestCase):
         self.assertEqual(self.bench.files["/state-a/fence"].split()[1:],
                          ["boot", "{:.0f}".format(100 * a.nodes.fence.deadline), "end"])
 
+    def test_a_damaged_record_is_no_evidence_and_stops_nobodys_heartbeat(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        for _ in range(2):
+            a.beat(), b.beat()
+            self.bench.time += 3
+        sound, version = json.loads(self.bench.records["node/b"].value), 100
+        wrong = {"settings": (None, "x", [1], {"heartbeat_timeout": "x"}), "host_names": ([1], 5),
+                 "promise_s": (0, -1.0, float("nan"), float("inf"), "x"), "state": ("asleep", 1),
+                 "fenced": (5, [1]), "node": (None, 7), "version": (2,), "mains": (1, [[1]]),
+                 "gate": (1, [[1], 2]), "format": (0, None)}
+        for field, value in ((field, value) for field in wrong for value in wrong[field]):
+            with self.subTest(field, value=value):
+                version += 1
+                self.bench.records["node/b"] = asfc.Record(
+                    version, json.dumps(dict(sound, **{field: value})))
+                beats = self.bench.records[asfc.CLUSTER].version
+                a.beat()
+                self.assertEqual(self.bench.records[asfc.CLUSTER].version, beats + 1)
+                view = a.nodes.views["b"]
+                self.assertEqual((view.version, view.record.instance, view.record.promise_s),
+                                 (version, "", None))
+
     def test_nothing_is_promised_while_paused_with_keep_or_without_the_means(self):
         cases = (({"on_metadata_loss": "keep"}, "keep"),
                  ({"no_promise": "no rights"}, "no rights"), ({}, ""))
