@@ -5376,9 +5376,10 @@ class Decision(NamedTuple):
 def decide(observation: Observation, configuration: Any) -> Decision:
     """What the active controller does now. A pure function: no clock, no I/O, no memory."""
     for rule in (do_nothing_while_paused, raise_term_above_what_nodes_heard,
-                 admit_schedulers_seen_elsewhere, reduce_schedulers_on_one_node, adopt_or_keep_one,
-                 end_starts_that_failed, leave_a_silent_node, fence_an_unknown_node,
-                 wait_for_unknown_nodes, judge_dead_attempt, stop_remnants, choose_another_node):
+                 forget_the_word_for_who_answers, admit_schedulers_seen_elsewhere,
+                 reduce_schedulers_on_one_node, adopt_or_keep_one, end_starts_that_failed,
+                 leave_a_silent_node, fence_an_unknown_node, wait_for_unknown_nodes,
+                 judge_dead_attempt, stop_remnants, choose_another_node):
         decision = rule(observation, configuration)
         if decision:
             return decision
@@ -5415,6 +5416,20 @@ def raise_term_above_what_nodes_heard(seen: Observation, configuration: Any) -> 
     return Decision("the metadata (term {}) is older than the cluster: {}. Was it restored from a "
                     "backup? Every node becomes possible".format(record.pair, who),
                     (RaiseTerm(above),), 0.0)
+
+
+def forget_the_word_for_who_answers(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """A node that answers is not off: if it falls silent later, the old word must not count again.
+
+    Its record may not have changed, for no controller need run there.
+    """
+    vouched = seen.record.vouched
+    kept = tuple(vouch for vouch in vouched if not seen.answers(vouch.node))
+    if kept == vouched:
+        return None
+    return Decision("{} answers, so nobody's word that it is off counts any more".format(
+        ", ".join(vouch.node for vouch in vouched if vouch not in kept)),
+        (ChangeRecord({"vouched": kept}),), 0.0)
 
 
 # -- a scheduler runs somewhere

@@ -6599,7 +6599,7 @@ class DecisionTest(unittest.TestCase):
                      vouched=VOUCHED), "", "a scheduler may run on a"),
         "a word lapses when the node answers": (
             observed("ab", {"a": report_of("a", "stopped", asfc.Pair(3, 4))}, started=False,
-                     facts={"a": SILENT}, vouched=VOUCHED), "", "a scheduler may run on a"),
+                     facts={"a": SILENT}, vouched=VOUCHED), "vouched", "a answers, so nobody's word"),
         "only ssh is broken: its own record proves, and another node is taken": (
             observed("a", {"a": report_of("a", "stopped", by_record=True)}), "possible=ab new",
             "moving the scheduler to b from a"),
@@ -6652,6 +6652,18 @@ class DecisionTest(unittest.TestCase):
                 self.assertEqual(in_words(asfc.decide(seen, with_command)), actions)
         seen = observed("a", {"a": "silent"}, facts={"a": SILENT._replace(unanswered=1)})
         self.assertEqual(in_words(asfc.decide(seen, with_command)), "", "one more query first")
+
+    def test_a_word_does_not_count_again_when_the_node_answered_and_fell_silent(self):
+        """No controller runs there, so its record is as old as when the word was given."""
+        facts = {"a": SILENT._replace(promise_s=None)}
+        seen = observed("a", {"a": "running"}, facts=facts, vouched=VOUCHED)
+        for action in asfc.decide(seen, settings()).actions:
+            seen = seen._replace(record=seen.record._replace(**action.fields))
+        self.assertIn("no action", asfc.decide(seen, settings()).sentence)
+        silent = seen._replace(reports=dict(seen.reports, a=report_of("a", "silent")))
+        decision = asfc.decide(silent, settings())
+        self.assertEqual((in_words(decision), decision.sentence[:35]),
+                         ("", "waiting: a scheduler may run on a, "))
 
     def test_a_turn_is_due_when_a_silence_ends(self):
         for facts, again_s in ((SILENT._replace(silent_s=30.0), 2.45), (SILENT._replace(
