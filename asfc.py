@@ -3956,6 +3956,7 @@ class NodeView(NamedTuple):
     version: int
     changed_at: float       # when this version was first seen
     trusted: bool           # False after its version fell back (restored metadata), till it rises
+    moved: bool = False     # seen to change: what was read first may have been written a week ago
 
 
 def view_of(node: str, found: Record, before: Optional[NodeView], now: float) -> NodeView:
@@ -3968,7 +3969,8 @@ def view_of(node: str, found: Record, before: Optional[NodeView], now: float) ->
         return before
     record = NodeRecord.from_text(found.value) or NodeRecord(
         node, "", reason="its record can't be understood")
-    return NodeView(record, found.version, now, not before or found.version > before.version)
+    return NodeView(record, found.version, now, not before or found.version > before.version,
+                    before is not None)
 
 
 class NodeRecords:
@@ -5897,7 +5899,8 @@ class SignsOfLife:
 
     def _by_record(self, report: NodeReport) -> Optional[NodeReport]:
         view = self._records.views.get(report.node)
-        if view is None or not self._is_fresh(view) or view.record.state == UNKNOWN:
+        if view is None or not view.moved or not self._is_fresh(view) \
+                or view.record.state == UNKNOWN:
             return None
         record = view.record
         return NodeReport(

@@ -6216,6 +6216,37 @@ class NodeRecordsTest(unittest.TestCase):
         self.assertEqual(self.bench.cluster().term, 7)
 
 
+class RecordsThatSpeakForTheirNodes(unittest.TestCase):
+    def test_a_record_speaks_for_its_node_while_it_is_fresh_and_was_seen_to_change(self):
+        bench = ControllerBench()
+        b, a = bench.controller("b"), bench.controller("a")
+        report = asfc.NodeReport("b", asfc.STOPPED, "none runs", answered=True)
+
+        def write():
+            b.nodes.report = report._replace(asked_at=bench.time)
+            b.beat()
+
+        def told():
+            a.beat()
+            life = asfc.SignsOfLife(bench, a._configuration, None, a, a.nodes, None)
+            found = life.best_report(asfc.NodeReport("b", asfc.UNKNOWN, "no answer"),
+                                     asfc.Stamp("c", asfc.Pair(1, 0), "i"))
+            return (found.state, found.answered, found.by_record)
+        silent, speaks = (asfc.UNKNOWN, False, False), (asfc.STOPPED, True, True)
+        write(), write()
+        self.assertEqual(told(), silent, "what is read first may be of last week")
+        bench.time += 3
+        write()
+        self.assertEqual(told(), speaks)
+        bench.time += 7     # i + c_m + r
+        self.assertEqual(told(), speaks)
+        bench.time += 0.1
+        self.assertEqual(told(), silent, "it stands still")
+        report = report._replace(state=asfc.UNKNOWN)
+        write()
+        self.assertEqual(told(), silent, "what it does not know it can't tell")
+
+
 class NodesBench:
     """Stands for Nodes in an OwnNode: it answers with the report that it was given."""
 
