@@ -3917,8 +3917,10 @@ class SelfFence:
         self.sentences.append(
             "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
                 now - (self.deadline or now) + self._configuration.acting_window_s))
-        number = signal.SIGKILL if self._hard else signal.SIGTERM
-        for main in self.known:  # before /proc is read, which a stuck process can hold up
+
+    def _ask_known(self, number: int) -> None:
+        """Before /proc is read: that takes its time, and a stuck process can hold it up."""
+        for main in self.known:
             self._ask(LocalProcess(main.pid, main.start, 0, 0, 0, ()), number)
 
     def _ask(self, process: LocalProcess, number: int) -> None:
@@ -3930,12 +3932,15 @@ class SelfFence:
 
     def _end_schedulers(self, now: float) -> float:
         grace_over = now >= (self._began_at or now) + self._configuration.fence_grace_time
+        hard = self._hard or grace_over
+        number = signal.SIGKILL if hard else signal.SIGTERM
+        if not self.clean:
+            self._ask_known(number)
         found = fence_targets(self._world.processes(), self._uid, self._configuration.node_name)
         for process in found.starting:
             self._ask(process, signal.SIGKILL)
-        hard = self._hard or grace_over
         for process in found.mains + (found.belongings if hard else ()):
-            self._ask(process, signal.SIGKILL if hard else signal.SIGTERM)
+            self._ask(process, number)
         clean = not any(found)
         if clean and not self.clean:
             self.sentences.append("fenced: no scheduler runs or starts here")

@@ -4389,9 +4389,14 @@ class SelfFenceTest(unittest.TestCase):
         bench = self.bench
         bench.promise()
         bench.fence.known = (asfc.Process(10, 100, 1, 10, 1000, "airflow scheduler"),)
-        bench.processes = lambda: self.assertEqual(bench.sent, [(10, signal.SIGTERM)]) or []
+        stays = list(bench.list[:1])
+        bench.processes = lambda: self.assertEqual(bench.sent, [(10, signal.SIGTERM)]) or stays
         bench.run_for(20.1)
         self.assertEqual(bench.sent, [(10, signal.SIGTERM)])
+        bench.processes = lambda: self.assertIn((10, signal.SIGKILL), bench.sent) or []
+        bench.time += settings().fence_grace_time
+        bench.fence.step()
+        self.assertEqual(bench.sent[1:], [(10, signal.SIGKILL)])
 
     def test_a_full_disk_does_not_stop_the_fence_and_is_told_until_it_has_room_again(self):
         bench = self.bench
