@@ -64,6 +64,7 @@ import argparse
 import base64
 import collections
 import configparser
+import errno
 import fcntl
 import functools
 import json
@@ -218,6 +219,10 @@ class LocalProcess(NamedTuple):
     marker: str = ""         # ASFC_NODE in its environment: what a start command has brought up
 
 
+# What a look at a process fails with for want of means: who is not seen then need not be gone.
+_NOT_SEEN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 def _local_process(pid: str) -> Optional[LocalProcess]:
     """One process by /proc; None when it has ended, is a zombie or lives in a container."""
     def read(name: str) -> str:
@@ -228,13 +233,17 @@ def _local_process(pid: str) -> Optional[LocalProcess]:
         status = dict(line.partition(":")[::2] for line in read("status").splitlines())
         uid = int(status["Uid"].split()[1])
         words = tuple(read("cmdline").replace("\0", " ").split())
-    except (OSError, ValueError, LookupError):   # a file of one that is just ending may be cut off
-        return None
+    except (OSError, ValueError, LookupError) as error:
+        if getattr(error, "errno", None) in _NOT_SEEN:
+            raise
+        return None   # it is just ending; then a file of it may be cut off, too
     if len(fields) < 20 or fields[0] in "ZX" or len(status.get("NSpid", "").split()) > 1:
         return None
     try:
         environment = read("environ").split("\0")
-    except OSError:
+    except OSError as error:
+        if error.errno in _NOT_SEEN:
+            raise
         environment = []  # another user's
     marker = [text[10:] for text in environment if text.startswith("ASFC_NODE=")]
     return LocalProcess(int(pid), int(fields[19]), int(fields[1]), int(fields[3]),
@@ -495,7 +504,10 @@ class World:
     # -- processes of this host, by /proc alone: fencing must not wait for a disk or a program
 
     def processes(self) -> List["LocalProcess"]:
-        """All processes of this host that are not in a container of their own."""
+        """All processes of this host that are not in a container of their own.
+
+        Raises OSError when they can't be looked at, for want of file descriptors perhaps.
+        """
         found = [_local_process(pid) for pid in os.listdir("/proc") if pid.isdigit()]
         return [process for process in found if process]
 

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import ctypes
 import email
+import errno
 import fcntl
 import functools
 import glob
@@ -618,6 +619,17 @@ class DoorTest(unittest.TestCase):
         self.world = asfc.World()
         self.directory = tempfile.mkdtemp(prefix="asfc-test-")
         self.addCleanup(shutil.rmtree, self.directory)
+
+    def test_processes_that_can_not_be_looked_at_are_not_taken_for_gone(self):
+        for number, gone in ((errno.ENOENT, True), (errno.ESRCH, True), (errno.EACCES, True),
+                             (errno.EMFILE, False), (errno.ENFILE, False), (errno.ENOMEM, False)):
+            failing = mock.Mock(side_effect=OSError(number, os.strerror(number)))
+            with self.subTest(os.strerror(number)), \
+                    mock.patch.object(asfc, "open", failing, create=True):
+                if gone:
+                    self.assertEqual(asfc.World().processes(), [])
+                else:
+                    self.assertRaises(OSError, asfc.World().processes)
 
     def test_a_command_gets_its_input_and_gives_its_output_and_status(self):
         text = "x" * 300000
@@ -5917,7 +5929,7 @@ class NodeRecordsTest(unittest.TestCase):
                  "promise_s": (0, -1.0, float("nan"), float("inf"), "x"), "state": ("asleep", 1),
                  "fenced": (5, [1]), "node": (None, 7), "version": (2,), "mains": (1, [[1]]),
                  "gate": (1, [[1], 2]), "format": (0, None)}
-        for field, value in ((field, value) for field in wrong for value in wrong[field]):
+        for field, value in [(name, value) for name in wrong for value in wrong[name]]:
             with self.subTest(field, value=value):
                 version += 1
                 self.bench.records["node/b"] = asfc.Record(
@@ -6635,7 +6647,7 @@ class DecisionTest(unittest.TestCase):
                      vouched=VOUCHED), "", "a scheduler may run on a"),
         "a word lapses when the node answers": (
             observed("ab", {"a": report_of("a", "stopped", asfc.Pair(3, 4))}, started=False,
-                     facts={"a": SILENT}, vouched=VOUCHED), "vouched", "a answers, so nobody's word"),
+                     facts={"a": SILENT}, vouched=VOUCHED), "vouched", "a answers, so nobody's"),
         "only ssh is broken: its own record proves, and another node is taken": (
             observed("a", {"a": report_of("a", "stopped", by_record=True)}), "possible=ab new",
             "moving the scheduler to b from a"),
