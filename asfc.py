@@ -5139,10 +5139,11 @@ def why_no_promise(world: World, configuration: Any) -> str:
     unit = systemd_unit(configuration.airflow_scheduler_start_command)
     if not unit:
         return ""
-    result = world.run([Command(("systemctl", "show", unit, "-p", "Restart", "-p",
-                                 "UnitFileState"), configuration.query_timeout)])[0]
+    result = world.run([Command(("systemctl", "show", unit, "-p", "Restart", "-p", "UnitFileState",
+                                 "-p", "LoadState"), configuration.query_timeout)])[0]
     shown = dict(line.partition("=")[::2] for line in result.stdout.split("\n"))
-    if result.status != 0 or "Restart" not in shown:
+    # Of a unit that it does not know, a user's own perhaps, it says Restart=no.
+    if result.status != 0 or "Restart" not in shown or shown.get("LoadState") == "not-found":
         return "systemctl does not tell whether {} is restarted or enabled".format(unit)
     if shown["Restart"] != "no":
         return "its unit {} has Restart={}: systemd would bring it back".format(
@@ -5153,9 +5154,10 @@ def why_no_promise(world: World, configuration: Any) -> str:
 
 
 def systemd_unit(command: str) -> str:
-    """The unit that a start command starts by systemctl; '' when it does something else."""
+    """The unit that a start command starts by systemctl or service; '' for anything else."""
     match = re.search(
-        r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command)
+        r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command) \
+        or re.search(r"(?:^|[\s/])service\s+([\w@.:\\-]+)\s+(?:re)?start\b", command)
     return match.group(1) if match else ""
 
 

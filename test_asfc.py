@@ -6377,6 +6377,10 @@ class PromisesThatCanBeKept(unittest.TestCase):
             ("", unit, (0, shown.format("always", "disabled"), ""), "Restart=always"),
             ("", unit, (0, shown.format("no", "enabled"), ""), "is enabled"),
             ("", unit, (0, shown.format("no", "enabled-runtime"), ""), "is enabled"),
+            ("", unit, (0, shown.format("no", "") + "LoadState=not-found\n", ""), "does not tell"),
+            ("", unit, (0, shown.format("no", "") + "LoadState=loaded\n", ""), ""),
+            ("", "sudo service airflow-scheduler start", (
+                0, shown.format("on-failure", "disabled"), ""), "Restart=on-failure"),
             ("", unit, (1, "", "Failed to connect to bus"), "does not tell"),
             ("", unit, (None, "", "", "no such program"), "does not tell"),
             ("", "/opt/start-scheduler", None, ""))
@@ -6392,7 +6396,8 @@ class PromisesThatCanBeKept(unittest.TestCase):
         for command, unit in (
                 ("systemctl start x", "x"), ("/usr/bin/systemctl restart a@b", "a@b"),
                 ("sudo systemctl --no-block restart x.service", "x.service"),
-                ("airflow scheduler -D", ""), ("systemctl stop x", "")):
+                ("sudo /usr/sbin/service x restart", "x"), ("my.service x start", ""),
+                ("service x stop", ""), ("airflow scheduler -D", ""), ("systemctl stop x", "")):
             self.assertEqual(asfc.systemd_unit(command), unit)
 
 
