@@ -46,14 +46,14 @@ The words
 
 The protections
     conditional write; acting window; the lease counts from before the write was sent; a standby
-    waits for h; the holder's h counts, not the standby's; gate and deadline test; intent; proof
-    before start; proof after the write; silence lasts W; silence needs queries without an
-    answer; fence; the fence ends starts in flight; one try after a freeze; the deadline is
-    inherited; an orderly stop takes the promise back first; a pause takes the promise back
-    first; old metadata raises the term; all nodes are possible after clear; cluster id in the
-    gate; node name in the gate; no stamp of a successor; silence outlasts a slow clock; release
-    on an overdue main loop; standing back when nothing can be asked; local guard; veto of the
-    job table.
+    waits for h; a cleared record is taken only after h; the holder's h counts, not the standby's;
+    gate and deadline test; intent; proof before start; proof after the write; silence lasts W;
+    silence needs queries without an answer; fence; the fence ends starts in flight; one try after
+    a freeze; the deadline is inherited; an orderly stop takes the promise back first; a pause
+    takes the promise back first; old metadata raises the term; all nodes are possible after
+    clear; cluster id in the gate; node name in the gate; no stamp of a successor; silence
+    outlasts a slow clock; release on an overdue main loop; standing back when nothing can be
+    asked; local guard; veto of the job table.
 
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,

@@ -6956,6 +6956,7 @@ class SimulatedNode(NodeModel):
 
     def die(self, remnants=0):
         super().die(remnants)
+        self.host.simulation.count["deaths that left remnants"] += bool(remnants)
         self.compare()
 
     def power_cycle(self):
@@ -6973,6 +6974,7 @@ class SimulatedNode(NodeModel):
         host = self.host
         if process[:2] in self.alive:
             stubborn = host.stubborn and number == signal.SIGTERM
+            host.simulation.count["SIGTERMs ignored"] += stubborn
             if not stubborn:
                 host.call(host.simulation.random.uniform(0.0, 0.4), functools.partial(
                     super().signal, process, number))
@@ -7169,6 +7171,7 @@ class SimulatedWorld(VirtualWorld):
     def write_text(self, path, text, durable=True):
         self.reach("write file")
         if self.cluster.random.random() < self.cluster.disk_full:
+            self.cluster.count["writes to a full disk"] += 1
             raise OSError(28, "No space left on device")
         self.model.fence_text = text
         self.model.fence_deadline = int(text.split()[2]) / 100.0 if text else None
@@ -7280,6 +7283,7 @@ class SimulatedMetadata(VirtualMetadata):
 
     def answer(self, writes, host):
         if self.read_only:
+            self.cluster.count["exchanges with read-only metadata"] += 1
             return "the server is read-only"
         before = self.records.get(asfc.CLUSTER)
         exchange = self.apply(writes)
@@ -7615,6 +7619,8 @@ class Simulation(VirtualCluster):
 
     def start_is_slow(self, host, command):
         limit_s = host.configuration.scheduler_start_timeout
+        self.count["slow start commands"] += 1
+        self.count["start commands of up to 90 s"] += limit_s == 90.0
         self.when_command(host, command, self.random.uniform(1.0, 1.2 * limit_s),
                           host.model.appear)
 
@@ -7772,6 +7778,8 @@ class Simulation(VirtualCluster):
                 ", PAUSED" if record.paused else ""))
 
     def note_decision(self, seen, configuration, decision):
+        self.count["vetoes of the job table"] += any(
+            facts.job_moves for facts in seen.facts.values())
         for action in decision.actions:
             if isinstance(action, asfc.StartScheduler):
                 asker = configuration.node_name
@@ -8009,6 +8017,7 @@ def upgrade(simulation):
     drawn = simulation.mix.draw_settings(simulation.random)
     fields = simulation.random.sample(sorted(drawn), 4)
     host.configuration = host.configuration._replace(**{name: drawn[name] for name in fields})
+    simulation.count["upgrades"] += 1
     simulation.stop_controller(name)
     simulation.later(simulation.random.choice((2, 6)), simulation.kill_controller, name)
     simulation.later(simulation.random.choice((7, 15)), simulation.start_controller, name)
@@ -8115,6 +8124,7 @@ def cut_off(simulation, name, what, seconds, way=None):
     simulation.refuses = rng.random() < 0.3
     text = "{} is cut off from {} ({})".format(name, what, way)
     simulation.count["links cut"] += 1
+    simulation.count["links cut one way"] += way != "both ways"
     simulation.cuts.update(pairs)
     simulation.tell("{} for {} s".format(text, seconds))
 
@@ -8136,6 +8146,7 @@ def scheduler_hangs(simulation):
     for host in simulation.alive_on():
         simulation.tell("the scheduler on {} hangs".format(host.name))
         simulation.hung.add(host.model.alive[0] + (host.name,))
+        simulation.count["schedulers hung"] += 1
 
 
 @fault
@@ -8313,6 +8324,8 @@ def pause(simulation):
 @fault
 def wall_clock_jumps(simulation):
     simulation.jump_s = simulation.random.uniform(-4000, 4000)
+    simulation.count["wall clocks that jumped"] += 1
+    simulation.count["wall clocks that jumped beside a job table"] += simulation.has_jobs
 
 
 @fault
@@ -8443,7 +8456,8 @@ ALWAYS = "takeovers, accepted starts"
 MIXES = {mix.name: mix for mix in (
     Mix("uniform", " ".join(sorted(set(FAULTS) - {"metadata_restored"})),
         ALWAYS + ", silences that proved, signals by the fence, late queries, clears, pauses, "
-        "starts refused by the gate"),
+        "starts refused by the gate, links cut one way, upgrades, slow start commands, "
+        "exchanges with read-only metadata, writes to a full disk, wall clocks that jumped"),
     Mix("freeze-before-send", "trap_before_start trap_before_start trap freeze_active kill_active "
         "cut_scheduler starts_go_wrong",
         ALWAYS + ", caught before send start, caught before send stop, starts refused by the gate"),
@@ -8452,7 +8466,8 @@ MIXES = {mix.name: mix for mix in (
         ALWAYS + ", late starts, late stops, starts refused by the gate, replies of nodes lost"),
     Mix("cut-and-move", "cut cut_scheduler cut_scheduler starts_late starts_go_wrong "
         "scheduler_dies metadata_away", ALWAYS + ", silences that proved, signals by the fence, "
-        "starts refused by the deadline", fence_command=0.05),
+        "starts refused by the deadline, links cut one way, SIGTERMs ignored, "
+        "deaths that left remnants", fence_command=0.05),
     Mix("ssh-broken", "cut_peers cut_peers node_is_broken scheduler_dies kill_active replies_lost",
         ALWAYS + ", records that proved", (3, 7), (5, 20), budget=1, fence_command=0.0, apart=1.0),
     Mix("restore", "metadata_saved metadata_saved metadata_restored metadata_restored "
@@ -8463,15 +8478,17 @@ MIXES = {mix.name: mix for mix in (
         "kill_active freeze_active starts_go_wrong cut_scheduler", ALWAYS +
         ", scripts frozen or killed"),
     Mix("restart-storm", "kill kill kill_active stop upgrade scheduler_dies cut power trap",
-        ALWAYS + ", controllers killed, controllers stopped"),
+        ALWAYS + ", controllers killed, controllers stopped, upgrades, links cut one way"),
     Mix("pause", "pause pause scheduler_dies kill_active freeze_active cut cut_scheduler stop",
         ALWAYS + ", pauses"),
     Mix("starts", "starts_go_wrong node_is_broken scheduler_dies scheduler_hangs kill_active "
-        "page_away script_trap freeze_active", ALWAYS + ", processes that appeared late", page=0.6,
+        "page_away script_trap freeze_active", ALWAYS + ", processes that appeared late, "
+        "deaths that left remnants, schedulers hung, slow start commands", page=0.6,
         odd_starts=0.7, stubborn=0.4),
     Mix("metadata", "metadata_slow metadata_away metadata_read_only metadata_replies_lost "
         "metadata_replies_lost scheduler_dies cut kill_active trap wall_clock_jumps disk_full",
-        ALWAYS + ", replies of the metadata lost, signals by the fence"),
+        ALWAYS + ", replies of the metadata lost, signals by the fence, wall clocks that jumped, "
+        "exchanges with read-only metadata, writes to a full disk, links cut one way"),
     Mix("power", "power power suspend suspend scheduler_dies cut_scheduler node_is_broken "
         "starts_late", ALWAYS + ", hosts fenced by command, silences that proved",
         fence_command=0.6),
@@ -8490,7 +8507,8 @@ MIXES["claim-race"] = Mix("claim-race", "kill_active_slowly", "takeovers, contro
                           (2, 4), (10, 20))
 MIXES["slow-start-and-cut"] = Mix(
     "slow-start-and-cut", "slow_start_and_cut", ALWAYS + ", silences that proved, "
-    "signals by the fence", (1, 2), (40, 70), fence_command=0.0, apart=1.0, long_start=1.0)
+    "signals by the fence, start commands of up to 90 s, links cut one way", (1, 2), (40, 70),
+    fence_command=0.0, apart=1.0, long_start=1.0)
 MIXES["late-start-and-move"] = Mix(
     "late-start-and-move", "late_starts_only scheduler_dies", ALWAYS + ", late starts,"
     "starts refused by the gate", (3, 6), (10, 25), budget=1, fence_command=0.0, apart=1.0,
@@ -8511,7 +8529,8 @@ MIXES["two-clusters"] = TwoClusters(
     "ssh_late", ALWAYS + ", requests of another cluster refused")
 MIXES["peace"] = PeacefulMix(
     "peace", "kill kill_active freeze freeze_active stop upgrade trap wall_clock_jumps page_away",
-    "takeovers, healthy schedulers watched", odd_starts=0.0, lists=0.0, page=0.3)
+    "takeovers, healthy schedulers watched, upgrades, wall clocks that jumped, "
+    "wall clocks that jumped beside a job table", odd_starts=0.0, lists=0.0, page=0.3)
 
 
 # -- scenes: one fault each, measured against its row of protocol.md's Timing
@@ -8817,6 +8836,13 @@ def sooner(original):
     return claim_reason
 
 
+def cleared_at_once(original):
+    """A standby that takes a cleared record as one that its holder gave up."""
+    def claim_reason(self):
+        return "it was cleared" if self.record and self.record.cleared else original(self)
+    return claim_reason
+
+
 def own_h(original):
     """A standby that waits for the h of its own configuration."""
     def claim_reason(self):
@@ -8954,6 +8980,8 @@ PROTECTIONS = (
         (asfc.Lease, "_write", counted_from_the_reply)), "freeze-after-write"),
     Protection("a standby waits for h", Switched((asfc.Lease, "_claim_reason", sooner)),
                "metadata"),
+    Protection("a cleared record is taken only after h", Switched(
+        (asfc.Lease, "_claim_reason", cleared_at_once)), "restore"),
     Protection("the holder's h counts, not the standby's", Switched(
         (asfc.Lease, "_claim_reason", own_h)), "different-h", first=25),
     Protection("gate and deadline test", Switched(
