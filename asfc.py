@@ -3734,16 +3734,19 @@ def fence_targets(processes: Sequence[LocalProcess], uid: int, node: str) -> Fen
     tops = {process.pid for process in mains}
 
     def belongs(process: LocalProcess) -> bool:
-        if process.session in tops or kinds.get(process.pid) == 2:
+        if process.session in tops:
             return True
+        crown, is_helper = process, kinds.get(process.pid) == 2
         for _ in range(200):
             if process.parent in tops:
                 return True
             above = by_pid.get(process.parent)
             if above is None:
                 break
+            if crown is process and above.session == process.session:
+                crown = above
             process = above
-        return False
+        return is_helper and bool(kinds.get(crown.pid))   # a dag-processor's have such names, too
     others = [process for process in processes if process.pid not in tops]
     belongings = tuple(process for process in others if belongs(process))
     name = "asfc-start@" + node
@@ -3789,6 +3792,7 @@ class SelfFence:
         self._was_frozen = False
         self._hard = False
         self._asked: Set[Tuple[int, int]] = set()
+        self._belongings: Set[Tuple[int, int]] = set()   # seen with a main process in this fence
         self._inherit()
 
     def _inherit(self) -> None:
@@ -3893,7 +3897,7 @@ class SelfFence:
     def _begin(self, now: float) -> None:
         self._began_at = now
         self._hard = self._chance_until is not None or self._chance_refused
-        self._asked = set()
+        self._asked, self._belongings = set(), set()
         self.sentences.append(
             "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
                 now - (self.deadline or now) + self._configuration.acting_window_s))
@@ -3910,13 +3914,18 @@ class SelfFence:
 
     def _end_schedulers(self, now: float) -> float:
         grace_over = now >= (self._began_at or now) + self._configuration.fence_grace_time
-        found = fence_targets(self._world.processes(), self._uid, self._configuration.node_name)
+        processes = self._world.processes()
+        found = fence_targets(processes, self._uid, self._configuration.node_name)
+        # Tasks outlive a main process that ends by SIGTERM, and then nothing tells whose they are.
+        self._belongings |= {(process.pid, process.start) for process in found.belongings}
+        belongings = [process for process in processes
+                      if (process.pid, process.start) in self._belongings]
         for process in found.starting:
             self._ask(process, signal.SIGKILL)
         hard = self._hard or grace_over
-        for process in found.mains + (found.belongings if hard else ()):
+        for process in list(found.mains) + (belongings if hard else []):
             self._ask(process, signal.SIGKILL if hard else signal.SIGTERM)
-        clean = not any(found)
+        clean = not (found.starting or found.mains or belongings)
         if clean and not self.clean:
             self.sentences.append("fenced: no scheduler runs or starts here")
             self.clean_since = now

@@ -1207,6 +1207,13 @@ class AirflowsOwnKeys(unittest.TestCase):
                 (core + "\nsql_alchemy_conn_cmd = false", {}, "x://core"),
                 ("[core]\nsql_alchemy_conn =\n" + database, {}, "x://db"),
                 ("[core]\nbad = %Y\nsql_alchemy_conn = x://u:p%%40@h", {}, "x://u:p%40@h"),
+                ("[core]\nsql_alchemy_conn = x://a:p%%40ss%%25w%%3Ard@h:1/d", {},
+                 "x://a:p%40ss%25w%3Ard@h:1/d"),
+                (database, {"AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": "echo x://cmd"}, "x://cmd"),
+                (core + "\n[database]\n# sql_alchemy_conn = \nsql_alchemy_pool_size = 5", {},
+                 "x://core"),
+                ("[core]\nsql_alchemy_conn_cmd = echo x://core\n"
+                 "[database]\nsql_alchemy_conn_cmd = echo x://db", {}, "x://db"),
                 ("[core]\nhost = h\nsql_alchemy_conn = x://%(host)s", {}, "x://h"),
                 ("[core]\nsql_alchemy_conn = x://${WHERE}/$HOME/~/$NONE",
                  {"WHERE": "$DEEP", "DEEP": "h"}, "x://h//home/me/~/$NONE"),
@@ -1237,13 +1244,31 @@ class AirflowsOwnKeys(unittest.TestCase):
         self.assertEqual(smtp, asfc.SmtpSettings("mail.x.org", 465, "ours", "p%w", False, True,
                                                  "Me <me@x.org>", 7.0))
 
+    def test_a_login_at_the_mail_server_is_ours_where_airflow_3_has_no_keys_for_it(self):
+        airflow_3 = ("[smtp]\nsmtp_host = localhost\nsmtp_starttls = True\nsmtp_ssl = False\n"
+                     "smtp_port = 25\nsmtp_mail_from = airflow@example.com\nsmtp_timeout = 30\n")
+        airflow_2 = airflow_3 + "smtp_user =\nsmtp_password =\n"
+        password = {"AIRFLOW__SCHEDULER_FAILOVER__SMTP_PASSWORD": "p%w"}
+        for airflow, section, environment, login in (
+                (airflow_3, "", {}, ("", "")), (airflow_2, "", {}, ("", "")),
+                (airflow_3 + "# smtp_user = airflow\n", "", {}, ("", "")),
+                (airflow_3, "smtp_user = me\nsmtp_password = a%b", {}, ("me", "a%b")),
+                (airflow_2, "smtp_user = me", password, ("me", "p%w")),
+                (airflow_3, "", {"AIRFLOW__SMTP__SMTP_USER": "env"}, ("env", ""))):
+            with self.subTest((section, environment)):
+                smtp = configured(section, airflow, environment).smtp
+                self.assertEqual((smtp.user, smtp.password), login)
+                self.assertEqual((smtp.port, smtp.starttls, smtp.ssl), (25, True, False))
+
     def test_the_health_page_is_asked_only_where_a_base_url_is_set(self):
         old, new = "/health", "/api/v2/monitor/health"
         for airflow, environment, expected in (
                 ("[webserver]\nbase_url = http://w:8080/\n", {},
                  ("http://w:8080" + old, "http://w:8080" + new)),
                 ("[api]\nbase_url = https://w/x\n", {}, ("https://w/x" + new, "https://w/x" + old)),
-                ("[api]\nport = 8080\n", {}, ()),
+                ("[api]\n# base_url = \nport = 8080\nhost = 0.0.0.0\n", {}, ()),
+                ("[api]\n# base_url =\n[webserver]\nbase_url = http://w\n", {},
+                 ("http://w" + old, "http://w" + new)),
                 ("", {"AIRFLOW__API__BASE_URL": "http://e"}, ("http://e" + new, "http://e" + old))):
             configuration = configured("", airflow, environment)
             self.assertEqual(configuration.health_urls, expected)
@@ -3135,10 +3160,137 @@ def stamped(term, move, instance="i1", cluster="c1"):
     return asfc.Stamp(cluster, asfc.Pair(term, move), instance)
 
 
+VENV = "/opt/venv/bin/python3.8 /opt/venv/bin/airflow scheduler"
+# The words of a command line, and what the judge on a node and the fence have to take them for:
+# 1 a scheduler's main process or a fork of it, 2 one of its named helpers, 0 something else.
+SCHEDULER_WORDS = (
+    (VENV, 1), (VENV + " -D", 1), ("airflow scheduler", 1), ("airflow scheduler -D", 1),
+    ("python -m airflow scheduler", 1), ("/usr/bin/python3 -sE /x/airflow scheduler", 1),
+    ("/usr/bin/python3 -W ignore /x/airflow scheduler", 1),
+    ("python3 -W error /x/airflow scheduler -D", 1),
+    ("/usr/bin/python3 -u -X dev /x/airflow scheduler", 1),
+    ("/opt/venv/bin/airflow scheduler -n 5", 1), ("/opt/venv/bin/airflow scheduler --pid /x", 1),
+    ("airflow scheduler -- DagFileProcessorManager", 2),
+    ("airflow scheduler - DagFileProcessor /d/x.py", 2),
+    ("sh -c sleep 200; : airflow scheduler", 0), ("sh -c airflow scheduler", 0),
+    ("grep airflow scheduler", 0), ("/bin/bash -c source a && airflow scheduler", 0),
+    ("bash -c nohup airflow scheduler >>log 2>&1 &", 0), ("vim airflow scheduler", 0),
+    ("vim airflow-scheduler.cfg", 0), ("tail -f scheduler.log", 0),
+    ("less /var/log/airflow scheduler.log", 0), ("airflow scheduler.log", 0),
+    ("ssh -tt b nohup airflow scheduler &", 0), ("airflow webserver scheduler", 0),
+    ("python3 /opt/venv/bin/airflow webserver -w 1", 0), ("airflow jobs check scheduler", 0),
+    ("airflow executor -- LocalExecutor", 0), ("airflow worker -- LocalExecutor: <idle>", 0),
+    ("airflow task runner: d t manual 5", 0), ("airflow serve-logs", 0),
+    ("airflow api_server -- host:0.0.0.0 port:28080", 0),
+    ("/opt/venv/bin/python /opt/venv/bin/airflow dag-processor", 0), ("airflow", 0), ("", 0))
+
+# What runs beside a scheduler and is nobody's to end, in lines of ps like those of JudgeTests.
+STRANGERS = """\
+    400 1 400 400 Ss sshd: airflow
+    401 400 401 401 Ss -bash
+    402 401 402 401 S vim airflow-scheduler.cfg
+    403 401 403 401 S less /var/log/airflow scheduler.log
+    404 401 404 401 S sh -c sleep 200; : airflow scheduler
+    410 1 410 410 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow webserver -w 1
+    411 410 411 410 S gunicorn: master [airflow-webserver]
+    412 411 411 410 S [ready] gunicorn: worker [airflow-webserver]
+    420 1 420 420 Ss airflow api_server -- host:0.0.0.0 port:28080
+    430 1 430 430 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow dag-processor
+    431 430 431 430 S airflow scheduler - DagFileProcessor /d/x.py
+    440 1 440 440 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow celery worker
+    441 440 440 440 S airflow serve-logs
+    442 440 440 440 S airflow task supervisor: ['airflow', 'tasks', 'run', 'd', 't']
+    """
+
+# Airflow's process trees, in the shape in which they were captured: pid ppid pgid sid stat args.
+TREE_1_10 = """\
+    60 1 60 60 Ss {main}
+    """ + "".join("{0} 60 60 60 S {{main}}\n    ".format(pid) for pid in range(101, 134)) + """\
+    64 60 64 60 S airflow scheduler -- DagFileProcessorManager
+    65 64 64 60 Z [airflow schedul] <defunct>
+    66 101 60 60 S {python} run d t 2026-11-22T14:43:32 --local --pool default_pool -sd /d/x.py
+    67 66 67 60 S airflow task runner: d t 2026-11-22T14:43:32+00:00 5
+    68 67 68 68 Ss bash /tmp/airflowtmp1/t
+    69 68 68 68 S sleep 3000
+    """
+TREE_2 = """\
+    60 1 60 60 Ss {main}
+    61 60 60 60 Sl gunicorn: master [gunicorn]
+    62 60 60 60 S {main}
+    63 61 60 60 S gunicorn: worker [gunicorn]
+    64 60 60 60 Sl airflow executor -- LocalExecutor
+    65 60 60 60 S airflow worker -- LocalExecutor: ['airflow', 'tasks', 'run', 'd', 't']
+    66 60 60 60 S airflow worker -- LocalExecutor
+    67 60 67 60 S airflow scheduler -- DagFileProcessorManager
+    68 65 60 60 Sl airflow task supervisor: ['airflow', 'tasks', 'run', 'd', 't']
+    69 68 60 60 S airflow task runner: d t manual__2026-11-22T14:41:15+00:00 5
+    70 69 70 70 Ss /usr/bin/bash -c echo begin; sleep 3000; echo done
+    71 70 70 70 S sleep 3000
+    """
+TREE_3 = """\
+    60 1 60 60 Ssl {main}
+    61 60 60 60 S airflow serve-logs
+    62 60 60 60 S {main}
+    63 60 60 60 S airflow worker -- LocalExecutor: <idle>
+    64 60 60 60 S airflow worker -- LocalExecutor: 0193a1b2-c3d4
+    65 64 65 60 S airflow worker -- 0193a1b2-c3d4
+    66 65 66 66 Ss /usr/bin/bash -c echo begin; sleep 3000; echo done
+    67 66 66 66 S sleep 3000
+    """
+
+
+def tree(text, main=VENV, killed=(), inside=None):
+    """The processes of a captured tree: [(pid, ppid, pgid, sid, stat, args)].
+
+    Those that were killed are gone, and their children are pid 1's. A `main` without its leader,
+    60, may be `inside` the session of a shell that is dead.
+    """
+    lines = text.format(main=main, python=main.rpartition(" scheduler")[0]).strip().splitlines()
+    found = [line.split(None, 5) for line in lines]
+    return [(int(pid), 1 if int(parent) in killed else int(parent))
+            + tuple(inside if inside and int(number) == 60 else int(number)
+                    for number in (group, session)) + (state, args)
+            for pid, parent, group, session, state, args in found if int(pid) not in killed]
+
+
+REMEMBERED = "60:600:60:1:9000"   # the main process, seen on an earlier look
+# name: (processes, what is remembered, main processes, remnants)
+TREES = {
+    "1.10, LocalExecutor": (tree(TREE_1_10), "", {60}, set()),
+    "1.10, main killed": (tree(TREE_1_10, killed={60}), REMEMBERED, set(),
+                          {64, 66, 67} | set(range(101, 134))),
+    "1.10, main killed before it was ever seen": (
+        tree(TREE_1_10, killed={60}), "", set(), {64} | set(range(101, 134))),
+    "1.10, main ended by SIGTERM, its task goes on": (
+        tree(TREE_1_10, killed={60, 64, 65, 66} | set(range(101, 134))), REMEMBERED, set(), {67}),
+    "1.10, the signal was swallowed: main stays without its manager": (
+        tree(TREE_1_10, killed={64, 65}), REMEMBERED, {60}, set()),
+    "1.10, a daemon": (tree(TREE_1_10, VENV + " -D", inside=58), "", {60}, set()),
+    "2, LocalExecutor, its own health server": (tree(TREE_2), "", {60}, set()),
+    "2, main killed": (tree(TREE_2, killed={60}), REMEMBERED, set(),
+                       {61, 62, 63, 64, 65, 66, 67, 68, 69}),
+    "2, main killed, no health server": (tree(TREE_2, killed={60, 62}), REMEMBERED, set(),
+                                         {61, 63, 64, 65, 66, 67, 68, 69}),
+    "2, second SIGTERM: its tasks go on": (
+        tree(TREE_2, killed={60, 61, 62, 63, 64, 66, 67}), REMEMBERED, set(), {65, 68, 69}),
+    "2, a daemon": (tree(TREE_2, VENV + " -D", inside=58), "", {60}, set()),
+    "2, a daemon that hangs at birth": (
+        [(60, 1, 58, 58, "S", VENV + " -D")], "", {60}, set()),
+    "2, started by ssh and nohup": (tree(TREE_2, inside=58), "", {60}, set()),
+    "3, LocalExecutor, its own health server": (tree(TREE_3), "", {60}, set()),
+    "3, main killed": (tree(TREE_3, killed={60}), REMEMBERED, set(), {61, 62, 63, 64, 65}),
+    "3, a new one beside what a dead one left": (
+        tree(TREE_3, killed={60}) + [(300, 1, 300, 300, "Ss", VENV)], REMEMBERED, {300},
+        {61, 62, 63, 64, 65}),
+    "dead, but nobody has asked for its status yet": (
+        [(60, 1, 60, 60, "Z", "[airflow] <defunct>")], REMEMBERED, set(), set()),
+}
+
+
 class JudgeTests(unittest.TestCase):
     """The awk program alone, over made-up process lists. The asker is process 50, the user 7."""
     # pid ppid pgid sid uid stat args; then, beside ps: start time and image (the stack's address).
-    VENV = "/opt/venv/bin/python3.8 /opt/venv/bin/airflow scheduler"
+    VENV = VENV
     BASE = ["1 0 1 1 0 Ss init", "50 1 50 50 7 Ss sh -c eval"]
 
     def judge(self, lines, memory="", keep="", command="0:0:0", starts=None, awk=("awk",), status=0,
@@ -3185,26 +3337,22 @@ class JudgeTests(unittest.TestCase):
         return found
 
     def test_a_main_process_is_recognised_by_the_words_of_its_arguments(self):
-        for arguments, recognised in (
-                (self.VENV, True), (self.VENV + " -D", True), ("airflow scheduler", True),
-                ("python -m airflow scheduler", True),
-                ("/usr/bin/python3 -sE /x/airflow scheduler", True),
-                ("/usr/bin/python3 -W ignore /x/airflow scheduler", True),
-                ("/usr/bin/python3 -u -X dev /x/airflow scheduler", True),
-                ("/opt/venv/bin/airflow scheduler -n 5", True),
-                ("airflow scheduler -- DagFileProcessorManager", False),
-                ("airflow scheduler - DagFileProcessor /d/x.py", False),
-                ("sh -c sleep 200; : airflow scheduler", False), ("grep airflow scheduler", False),
-                ("/bin/bash -c source a && airflow scheduler", False),
-                ("vim airflow scheduler", False),
-                ("less /var/log/airflow scheduler.log", False), ("airflow scheduler.log", False),
-                ("ssh -tt b nohup airflow scheduler &", False),
-                ("airflow webserver scheduler", False),
-                ("python3 /opt/venv/bin/airflow webserver -w 1", False),
-                ("airflow", False), ("", False)):
+        for arguments, kind in SCHEDULER_WORDS:
             with self.subTest(arguments):
                 found = self.judge(self.BASE + ["60 1 60 60 7 Ss " + arguments])
-                self.assertEqual(found["settled"], [60] if recognised else [])
+                self.assertEqual((found["settled"], found.get("remnant", [])),
+                                 ([60] if kind == 1 else [], [60] if kind == 2 else []))
+
+    def test_each_captured_tree_is_one_scheduler_or_what_is_left_of_it_and_nothing_else_is(self):
+        strangers = tree(STRANGERS)
+        for name, (processes, memory, mains, remnants) in TREES.items():
+            with self.subTest(name):
+                lines = ["{} {} {} {} 7 {} {}".format(*one) for one in processes + strangers]
+                found = self.judge(self.BASE + lines, memory)
+                self.assertEqual(set(found["settled"]), mains)
+                self.assertEqual(set(found.get("remnant", [])), remnants)
+                self.assertEqual(set(found["kills"]),
+                                 {one[0] for one in processes if one[4] != "Z"})
 
     def test_a_session_that_was_given_a_dead_schedulers_number_has_no_remnants(self):
         lines = self.BASE + ["60 1 60 60 7 Ss -bash", "61 60 61 60 7 S vim", "62 1 62 60 7 S x"]
@@ -4126,16 +4274,20 @@ class FenceTargetsTest(unittest.TestCase):
                 for kind in asfc.fence_targets(processes, 1000, "a")]
 
     def test_schedulers_are_recognised_by_their_words_as_on_a_node(self):
-        cases = (("airflow scheduler", 1), ("python3 -m airflow scheduler", 0),
-                 ("python3 -W error /x/airflow scheduler -D", 1), (self.SCHEDULER, 1),
-                 ("airflow scheduler -- DagFileProcessorManager", 2), ("airflow webserver", 0),
-                 ("airflow scheduler - DagFileProcessor /x.py", 2), ("vim airflow scheduler", 0),
-                 ("sh -c airflow scheduler", 0), ("airflow", 0), ("", 0))
-        for words, kind in cases:
+        for words, kind in SCHEDULER_WORDS:
             with self.subTest(words):
-                if words.startswith("python3 -m"):
-                    kind = 1   # -m is one of the interpreter's own words
                 self.assertEqual(asfc.scheduler_kind(words.split()), kind)
+
+    def test_of_each_captured_tree_that_asfc_started_nothing_is_left_and_no_stranger_ended(self):
+        for name, (processes, _, mains, _) in TREES.items():
+            with self.subTest(name):
+                own = [local(pid, args, parent, session, "a")
+                       for pid, parent, _, session, state, args in processes if state != "Z"]
+                found = self.pids(*own + [
+                    local(pid, args, parent, session)
+                    for pid, parent, _, session, _, args in tree(STRANGERS)])
+                self.assertLessEqual(mains, set(found[1]))
+                self.assertEqual(sorted(sum(found, [])), sorted(one.pid for one in own))
 
     def test_children_and_the_session_that_it_leads_go_with_a_scheduler(self):
         self.assertEqual(self.pids(
@@ -4233,6 +4385,20 @@ class SelfFenceTest(unittest.TestCase):
         self.assertLess(bench.time - 1000.0 + 0.5, settings().promise_s)
         bench.run_for(1)
         self.assertTrue(bench.fence.clean and bench.fence.may_write())
+
+    def test_tasks_that_outlive_a_main_process_ended_by_sigterm_are_ended_after_the_grace(self):
+        bench = self.bench
+        task = [local(21, "airflow task runner: d t", 10, 10), local(22, "bash /tmp/t", 21)]
+        bench.list = [local(10, "airflow scheduler")] + task
+        bench.promise()
+        bench.run_for(20.1)
+        self.assertEqual(bench.sent, [(10, signal.SIGTERM)])
+        bench.list = [task[0]._replace(parent=1), task[1]]   # nobody knows whose they are now
+        bench.run_for(1)
+        self.assertFalse(bench.fence.clean)
+        bench.run_for(4.5)
+        self.assertEqual(bench.sent[1:], [(21, signal.SIGKILL), (22, signal.SIGKILL)])
+        self.assertTrue(bench.fence.clean)
 
     def test_what_comes_up_after_the_deadline_is_ended_too(self):
         bench = self.bench
@@ -4435,9 +4601,19 @@ class ListHandler(logging.Handler):
 
 class HealthTest(unittest.TestCase):
     def test_pages_that_prove_nothing_are_told_from_those_that_do(self):
+        others = {"triggerer": {"status": None, "latest_triggerer_heartbeat": None},
+                  "dag_processor": {"status": None, "latest_dag_processor_heartbeat": None}}
+        newer = dict(others, **json.loads(health_page(scheduler="unhealthy")))
+        down = json.loads(health_page(None, "unhealthy", "unhealthy"))
+        down["triggerer"] = dict(others["triggerer"], status="unhealthy")
         cases = ((health_page(), "12:00:00"), (health_page(scheduler="unhealthy"), "12:00:00"),
                  (health_page(None, "unhealthy"), "never"),
-                 (health_page(database="unhealthy"), None), ("", None), ("<html>", None),
+                 (json.dumps(newer), "12:00:00"),                   # of 2 and 3
+                 (json.dumps(down, indent=4), None),                # with HTTP 200, of 2 and 3
+                 ('{"error":"Moved in Airflow 3. Please change config to check `/api`"}', None),
+                 ("", None),                                        # the scheduler's own, HTTP 200
+                 ("<!DOCTYPE HTML><html><p>Error code: 503</p></html>", None),
+                 (health_page(database="unhealthy"), None), ("<html>", None),
                  ("[]", None), ("{}", None), ("null", None),
                  ('{"metadatabase": "healthy"}', None))
         for text, expected in cases:
