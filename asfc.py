@@ -3993,6 +3993,7 @@ class NodeRecords:
         self._sent_events = 0
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
         self._told: Set[str] = set()
+        self.brought_back = ""          # by which unit of systemd the scheduler would be
         self._fenced = ""
         self._host_names = world.host_names()   # once: it may have to ask the DNS
 
@@ -4132,7 +4133,7 @@ class NodeRecords:
             return "asfc is paused"
         if self._configuration.on_metadata_loss == "keep":
             return "on_metadata_loss = keep"
-        return self._no_promise
+        return self._no_promise or self.brought_back
 
     def note_fencing(self, sentence: str) -> None:
         """Have the others read that this node has fenced itself."""
@@ -4995,6 +4996,120 @@ class LegacyWatch:
 ###############################################################################
 
 
+def why_no_promise(world: World, configuration: Any) -> str:
+    """Why this node's controller could not keep a promise to fence itself, or ''.
+
+    It must be allowed to signal the scheduler, and nothing else may bring that back: for the latter
+    see SystemdWatch.
+    """
+    uid = world.user_id(configuration.scheduler_user)
+    if uid is None:
+        return "there is no user {} here (scheduler_user)".format(configuration.scheduler_user)
+    own = world.user_id("")
+    if own not in (0, uid):
+        return "asfc works as another user than the scheduler's ({}) and can't signal it".format(
+            configuration.scheduler_user)
+    return ""
+
+
+def systemd_unit(command: str) -> Tuple[str, ...]:
+    """The unit that a start command starts, as words for systemctl; () for anything else."""
+    match = re.search(r"\bsystemctl\b((?:\s+-\S+)*)\s+(?:reload-or-)?(?:re)?start"
+                      r"((?:\s+-\S+)*)\s+([\w@.:\\-]+)", command) \
+        or re.search(r"\bservice()()\s+([\w@.:-]+)\s+(?:re)?start\b", command)
+    if not match:
+        return ()
+    is_users = "--user" in (match.group(1) + match.group(2)).split()
+    return ("--user",) * is_users + (re.sub(r"\.service$", "", match.group(3)),)
+
+
+def unit_of_process(world: World, pid: int) -> Tuple[str, ...]:
+    """The unit in whose control group a process lives, as words for systemctl; () for none.
+
+    Where process 1 is not systemd, as in a container, units of the machine around mean nothing.
+    """
+    try:
+        if (world.read_text("/proc/1/comm") or "").strip() != "systemd":
+            return ()
+        text = world.read_text("/proc/{}/cgroup".format(pid)) or ""
+    except OSError:
+        return ()   # it has just ended
+    for line in text.splitlines():
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        groups = path.split("/")
+        if (number == "0" or controllers == "name=systemd") and groups[-1].endswith(".service"):
+            is_users = any(group.startswith("user@") for group in groups[:-1])
+            return ("--user",) * is_users + (groups[-1][:-len(".service")],)
+    return ()
+
+
+class SystemdWatch:
+    """Whether a unit of systemd brings this node's scheduler back when asfc has ended it.
+
+    It is the unit of the start command, or one that runs a scheduler that was found here. A process
+    may live in the control group of a unit that is not its own, such as sshd's or asfc's: so the
+    main process of the unit has to be the scheduler, or a shell just above it.
+    """
+    AGAIN_S = 60.0   # an operator may change a unit at any time
+
+    def __init__(self, world: World, configuration: Any) -> None:
+        self.sentence = ""                 # which does, and the remedy; '' while none does
+        self._world = world
+        self._configuration = configuration
+        self._mains: Tuple[Any, ...] = ()
+        self._asked_at: Optional[float] = None
+        self._unit: Tuple[str, ...] = ()   # that runs the scheduler, or has run the last one here
+
+    def look(self, mains: Sequence[Any]) -> None:
+        """Ask about the units anew where these main processes are others, or once a minute."""
+        now, mains = self._world.now(), tuple(mains)
+        started = systemd_unit(self._configuration.airflow_scheduler_start_command)
+        waits = (started or self._unit) and now - (self._asked_at or 0.0) >= self.AGAIN_S
+        if self._asked_at is not None and not waits and (not mains or mains == self._mains):
+            return
+        self._mains, self._asked_at = mains, now
+        found = {unit_of_process(self._world, main.pid) for main in mains} - {(), started}
+        if mains:
+            self._unit = next(filter(self._runs_one, sorted(found)), ())
+        units = filter(None, (started, self._unit))
+        self.sentence = next(filter(None, map(self._judge, units)), "")
+
+    def _runs_one(self, unit: Tuple[str, ...]) -> bool:
+        """Whether the main process of a unit is a scheduler, or unknown."""
+        pid = self._show(unit).get("MainPID")
+        if pid is None or pid in [str(main.pid) for main in self._mains]:
+            return True
+        return pid in [str(main.parent) for main in self._mains] and (
+            self._world.read_text("/proc/{}/comm".format(pid)) or "").strip().endswith("sh")
+
+    def _judge(self, unit: Tuple[str, ...]) -> str:
+        shown, name = self._show(unit), unit[-1]
+        systemctl = " ".join(("systemctl",) + unit[:-1])
+        if "Restart" not in shown or shown.get("LoadState") == "not-found":
+            return "systemctl does not tell whether {} is restarted or enabled".format(name)
+        if shown["Restart"] != "no":
+            return ("its unit {0} has Restart={1}: systemd brings the scheduler back when asfc has "
+                    "ended it. Give it a drop-in with Restart=no (`{2} edit {0}`)".format(
+                        name, shown["Restart"], systemctl))
+        if shown.get("UnitFileState", "").startswith("enabled"):
+            return ("its unit {0} is enabled: systemd starts the scheduler at boot, without asfc. "
+                    "Say `{1} disable {0}`".format(name, systemctl))
+        return ""
+
+    def _show(self, unit: Tuple[str, ...]) -> Dict[str, str]:
+        """What systemctl shows of a unit; nothing where it gives no answer."""
+        words = ("systemctl",) + unit[:-1] + ("show", unit[-1])
+        for name in ("LoadState", "MainPID", "Restart", "UnitFileState"):
+            words += ("-p", name)
+        environment = {}
+        if "--user" in unit and not self._world.environment().get("XDG_RUNTIME_DIR"):
+            environment["XDG_RUNTIME_DIR"] = "/run/user/{}".format(self._world.user_id(""))
+        result = self._world.run([Command(words, self._configuration.query_timeout,
+                                          environment=environment)])[0]
+        lines = result.stdout.split("\n") if result.status == 0 else []
+        return dict(line.partition("=")[::2] for line in lines if "=" in line)
+
+
 class OwnNode:
     """Looks at this controller's own node every i: raises its gate, lists, and guards it.
 
@@ -5014,6 +5129,13 @@ class OwnNode:
         self._listed_at = 0.0
         self._asked: Dict[Tuple[int, int], float] = {}   # when SIGTERM was sent to a main process
         self._told = ""
+        self._systemd = SystemdWatch(world, configuration)
+
+    def begin(self) -> None:
+        """Before anything is promised: ask about the units of what runs here."""
+        uid = self._world.user_id(self._configuration.scheduler_user)
+        self._ask_systemd([process for process in self._world.processes()
+                           if process.uid == uid and scheduler_kind(process.words) == 1])
 
     def step(self) -> Optional[float]:
         """Look once; returns the seconds until the next look, None at the end."""
@@ -5029,6 +5151,7 @@ class OwnNode:
             self._records.raised_at = read_at
         self._records.report = report
         self._records.fence.known = report.mains
+        self._ask_systemd(report.mains)
         if before is None or self._essence(before) != self._essence(report):
             self._world.wake("heartbeat")
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
@@ -5060,10 +5183,24 @@ class OwnNode:
             sentence = sentences.popleft()
             self._log.error(sentence)
             self._records.note_fencing(sentence)
-            record = self._lease.record
-            self._records.post(HistoryEvent(
-                self._world.utc_text(), self._configuration.node_name,
-                record.term if record else 0, record.move if record else 0, sentence))
+            self._post(sentence)
+
+    def _post(self, sentence: str) -> None:
+        record = self._lease.record
+        self._records.post(HistoryEvent(
+            self._world.utc_text(), self._configuration.node_name,
+            record.term if record else 0, record.move if record else 0, sentence))
+
+    def _ask_systemd(self, mains: Sequence[Any]) -> None:
+        """Promise nothing while a unit would bring this node's scheduler back, and say so."""
+        before = self._systemd.sentence
+        self._systemd.look(mains)
+        sentence = self._records.brought_back = self._systemd.sentence
+        if sentence and sentence != before:
+            self._log.warning("this node promises nothing: %s", sentence)
+            self._post("systemd fights asfc: " + sentence)
+        elif before and not sentence:
+            self._log.info("no unit brings the scheduler back any more: this node promises again")
 
     def _guard(self) -> None:
         """End a scheduler that may not run here: first listed, then the record read, then ended."""
@@ -5092,41 +5229,6 @@ class OwnNode:
             and report.gate and report.gate.cluster == record.cluster
             and report.gate.pair <= record.pair
             and self._lease.changed_within(self._configuration.heartbeat_timeout))
-
-
-def why_no_promise(world: World, configuration: Any) -> str:
-    """Why this node's controller could not keep a promise to fence itself, or ''.
-
-    It must be allowed to signal the scheduler, and nothing else may bring that back.
-    """
-    uid = world.user_id(configuration.scheduler_user)
-    if uid is None:
-        return "there is no user {} here (scheduler_user)".format(configuration.scheduler_user)
-    own = world.user_id("")
-    if own not in (0, uid):
-        return "asfc works as another user than the scheduler's ({}) and can't signal it".format(
-            configuration.scheduler_user)
-    unit = systemd_unit(configuration.airflow_scheduler_start_command)
-    if not unit:
-        return ""
-    result = world.run([Command(("systemctl", "show", unit, "-p", "Restart", "-p",
-                                 "UnitFileState"), configuration.query_timeout)])[0]
-    shown = dict(line.partition("=")[::2] for line in result.stdout.split("\n"))
-    if result.status != 0 or "Restart" not in shown:
-        return "systemctl does not tell whether {} is restarted or enabled".format(unit)
-    if shown["Restart"] != "no":
-        return "its unit {} has Restart={}: systemd would bring it back".format(
-            unit, shown["Restart"])
-    if shown.get("UnitFileState", "").startswith("enabled"):
-        return "its unit {} is enabled: systemd would start it at boot".format(unit)
-    return ""
-
-
-def systemd_unit(command: str) -> str:
-    """The unit that a start command starts by systemctl; '' when it does something else."""
-    match = re.search(
-        r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command)
-    return match.group(1) if match else ""
 
 
 ###############################################################################
@@ -5484,9 +5586,11 @@ def keep_the_active_one(seen: Observation, configuration: Any,
         why = "it is hung: pid {} lives, but its heartbeat has stood at {} for {:.0f} s".format(
             seen.reports[active].mains[0].pid if seen.reports[active].mains else "?",
             seen.health.heartbeat, seen.health.unchanged_s)
-        return Decision("stopping the scheduler on {}: {}".format(active, why),
-                        (StopScheduler(active, why),), 0.0, healthy=False,
-                        attempt_over="failed" if seen.attempt else "")
+        actions: Tuple[Any, ...] = (StopScheduler(active, why),)
+        if seen.attempt:   # it has hung since its birth: another one here would as well
+            actions += (ChangeRecord({"failed": mark_failed(record, active, why)}),)
+        return Decision("stopping the scheduler on {}: {}".format(active, why), actions, 0.0,
+                        healthy=False, attempt_over="failed" if seen.attempt else "")
     return tell_that_it_runs(seen, configuration, waiting)
 
 
@@ -5976,6 +6080,7 @@ class FailoverController:
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
+        self.own_node.begin()
         self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         self._world.run_loops({
             "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),

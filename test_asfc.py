@@ -5548,6 +5548,7 @@ class VirtualHourTest(unittest.TestCase):
             cluster.clock.wait(600)
         cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
+        self.assertEqual(cluster.starts, 2, "it is not tried again where it hung at its birth")
 
     def test_a_node_whose_controller_died_is_not_silent_while_it_answered_the_standbys(self):
         """Its record stands still for W; then it is busy for longer than two queries take."""
@@ -6441,41 +6442,173 @@ class OwnNodeTest(unittest.TestCase):
                                              asfc.Stamp("cluster", PAIR, "me")])
 
 
-class PromisesThatCanBeKept(unittest.TestCase):
-    def test_only_who_may_signal_a_scheduler_that_nothing_brings_back_promises(self):
-        class Recorded:
-            def user_id(self, name):
-                return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+class RecordedSystemctl:
+    """The door of a host on which systemd runs, with answers of systemctl in their usual form."""
+    SSHD = "LoadState=loaded\nMainPID=400\nRestart=on-failure\nUnitFileState=enabled\n"
 
-            def run(self, commands):
-                return [asfc.CommandResult(*self.shown)]
-        unit = "sudo -n systemctl restart airflow-scheduler"
-        shown = "Restart={}\nUnitFileState={}\n"
-        cases = (
-            ("", "", None, ""), ("me", "", None, ""), ("airflow", "", None, "another user"),
-            ("nobody-here", "", None, "no user nobody-here"),
-            ("", unit, (0, shown.format("no", "disabled"), ""), ""),
-            ("", unit, (0, shown.format("no", "static"), ""), ""),
-            ("", unit, (0, shown.format("always", "disabled"), ""), "Restart=always"),
-            ("", unit, (0, shown.format("no", "enabled"), ""), "is enabled"),
-            ("", unit, (0, shown.format("no", "enabled-runtime"), ""), "is enabled"),
-            ("", unit, (1, "", "Failed to connect to bus"), "does not tell"),
-            ("", unit, (None, "", "", "no such program"), "does not tell"),
-            ("", "/opt/start-scheduler", None, ""))
-        for user, command, answer, words in cases:
-            with self.subTest((user, command, answer)):
-                world = Recorded()
-                world.shown = answer
-                why = asfc.why_no_promise(world, settings(
-                    scheduler_user=user, airflow_scheduler_start_command=command))
-                self.assertEqual((bool(why), words in why), (bool(words), True), why)
+    def __init__(self):
+        self.time, self.asked, self.files = 1000.0, [], {"/proc/1/comm": "systemd\n"}
+        self.units = {"ssh": self.SSHD, "asfc": self.SSHD}
+
+    def unit(self, name, restart="no", state="disabled", pid=0):
+        self.units[name] = "LoadState=loaded\nMainPID={}\nRestart={}\nUnitFileState={}\n".format(
+            pid, restart, state)
+
+    def now(self):
+        return self.time
+
+    def user_id(self, name):
+        return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+
+    def environment(self):
+        return {}
+
+    def read_text(self, path):
+        return self.files.get(path)
+
+    def run(self, commands):
+        (command,) = commands
+        self.asked.append(" ".join(command.argv[:command.argv.index("-p")]))
+        if "--user" in command.argv:
+            assert command.environment == {"XDG_RUNTIME_DIR": "/run/user/1000"}
+        name = command.argv[command.argv.index("show") + 1]
+        found = self.units.get(name, "LoadState=not-found\nMainPID=0\nRestart=no\n")
+        if isinstance(found, asfc.CommandResult):
+            return [found]
+        return [asfc.CommandResult(0, found, "")]
+
+
+class PromisesThatCanBeKept(unittest.TestCase):
+    def test_only_who_may_signal_the_scheduler_promises(self):
+        for user, words in (("", ""), ("me", ""), ("airflow", "another user"),
+                            ("nobody-here", "no user nobody-here")):
+            why = asfc.why_no_promise(RecordedSystemctl(), settings(scheduler_user=user))
+            self.assertEqual((bool(why), words in why), (bool(words), True), why)
 
     def test_the_unit_is_found_in_a_start_command(self):
         for command, unit in (
-                ("systemctl start x", "x"), ("/usr/bin/systemctl restart a@b", "a@b"),
-                ("sudo systemctl --no-block restart x.service", "x.service"),
-                ("airflow scheduler -D", ""), ("systemctl stop x", "")):
+                ("systemctl start x", ("x",)), ("/usr/bin/systemctl restart a@b", ("a@b",)),
+                ("sudo systemctl --no-block restart x.service", ("x",)),
+                ("sudo -n systemctl reload-or-restart x", ("x",)),
+                ("systemctl --user restart x", ("--user", "x")),
+                ("XDG_RUNTIME_DIR=/run/user/7 systemctl start --user x", ("--user", "x")),
+                ("sudo service x restart", ("x",)), ("airflow scheduler -D", ()),
+                ("systemctl stop x", ()), ("service x stop", ())):
             self.assertEqual(asfc.systemd_unit(command), unit)
+
+    def test_a_unit_that_a_start_command_starts_must_neither_be_restarted_nor_enabled(self):
+        no_bus = asfc.CommandResult(1, "", "Failed to connect to bus: No such file or directory")
+        no_program = asfc.CommandResult(None, "", "", "systemctl: No such file or directory")
+        for restart, state, words in (
+                ("no", "disabled", ""), ("no", "static", ""), ("no", "linked", ""),
+                ("always", "disabled", "Restart=always"), ("on-failure", "static", "on-failure"),
+                ("no", "enabled", "is enabled"), ("no", "enabled-runtime", "is enabled"),
+                (no_bus, "", "does not tell"), (no_program, "", "does not tell"),
+                (None, "", "does not tell")):
+            for user in ("", "--user "):
+                with self.subTest((restart, state, user)):
+                    world = RecordedSystemctl()
+                    world.unit("x", restart, state)
+                    if not isinstance(restart, str):
+                        world.units["x"] = restart or "LoadState=not-found\nRestart=no\n"
+                    watch = asfc.SystemdWatch(world, settings(
+                        airflow_scheduler_start_command="systemctl {}restart x".format(user)))
+                    watch.look([])
+                    self.assertEqual((bool(watch.sentence), words in watch.sentence),
+                                     (bool(words), True), watch.sentence)
+                    self.assertEqual(world.asked, ["systemctl {}show x".format(user)])
+                    if "enabled" in words:
+                        self.assertIn("`systemctl {}disable x`".format(user), watch.sentence)
+                    elif "on-" in words:
+                        self.assertIn("`systemctl {}edit x`".format(user), watch.sentence)
+
+    def test_a_unit_that_runs_the_scheduler_found_here_is_noticed_however_that_was_started(self):
+        slices = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/{}\n"
+        v1 = "3:pids:/\n1:name=systemd:/system.slice/{}\n"
+        cases = (
+            # the scheduler's control group, the main process of its unit, whether that runs it
+            ("0::/system.slice/af.service\n", 60, True), (v1.format("af.service"), 60, True),
+            (slices.format("af.service"), 60, True),
+            ("0::/system.slice/af.service\n", 59, True),          # the shell of the shipped unit
+            ("0::/system.slice/af.service\n", 58, False),         # it only started this one
+            ("0::/system.slice/ssh.service\n", None, False),      # a login by ssh
+            ("0::/system.slice/asfc.service\n", None, False),     # asfc's own start
+            ("0::/user.slice/user-1000.slice/session-3.scope\n", None, False),
+            (slices.format("tmux-spawn-1.scope"), None, False), ("0::/\n", None, False),
+            (None, None, False))
+        for group, pid, fights in cases:
+            with self.subTest((group, pid)):
+                world = RecordedSystemctl()
+                world.unit("af", "always", "enabled", pid)
+                world.files.update({"/proc/60/cgroup": group, "/proc/59/comm": "bash\n",
+                                    "/proc/58/comm": "supervisord\n"})
+                parent = 58 if pid == 58 else 59
+                watch = asfc.SystemdWatch(world, settings())
+                watch.look([local(60, VENV, parent)])
+                self.assertEqual("has Restart=always" in watch.sentence, fights, watch.sentence)
+                self.assertEqual("--user" in watch.sentence, fights and "user@" in group)
+                world.files["/proc/1/comm"] = "tini\n"
+                contained = asfc.SystemdWatch(world, settings())
+                contained.look([local(60, VENV, parent)])
+                self.assertEqual(contained.sentence, "", "no systemd of its own")
+
+    def test_a_unit_is_asked_again_for_a_new_process_and_each_minute_and_not_between(self):
+        world = RecordedSystemctl()
+        world.unit("af", "always", pid=60)
+        world.files["/proc/60/cgroup"] = world.files["/proc/61/cgroup"] = (
+            "0::/system.slice/af.service\n")
+        watch = asfc.SystemdWatch(world, settings())
+
+        def asked(seconds, *pids):
+            world.time, world.asked[:] = world.time + seconds, []
+            watch.look([local(pid, VENV) for pid in pids])
+            return bool(world.asked), bool(watch.sentence)
+        self.assertEqual(asked(0), (False, False))
+        self.assertEqual(asked(3, 60), (True, True))
+        self.assertEqual(asked(3, 60), (False, True))
+        self.assertEqual(asked(3), (False, True), "it died: the unit starts it again in 5 s")
+        self.assertEqual(asked(60), (True, True))
+        world.unit("af", "no", pid=60)
+        self.assertEqual(asked(59, 60), (True, False), "an operator has changed the unit")
+        world.unit("af", "always", pid=60)
+        self.assertEqual(asked(59, 60), (False, False))
+        self.assertEqual(asked(1, 60), (True, True))
+        del world.files["/proc/61/cgroup"]
+        self.assertEqual(asked(3, 61), (False, False), "asfc's own start, without a unit")
+        self.assertEqual(asked(300, 61), (False, False))
+
+    def test_a_unit_that_fights_asfc_is_told_and_takes_the_promise_back_before_it_is_made(self):
+        bench, world = ControllerBench(), RecordedSystemctl()
+        world.unit("af", "always", pid=60)
+        bench.files.update(world.files)
+        bench.files["/proc/60/cgroup"] = "0::/system.slice/af.service\n"
+        bench.user_id, bench.environment, bench.run = (
+            lambda name: 1000, world.environment, world.run)
+        bench.list = [local(60, VENV)]
+        lines = []
+        handler = ListHandler(lines)
+        bench.log.addHandler(handler)
+        self.addCleanup(bench.log.removeHandler, handler)
+        lease = bench.controller("a")
+        main = asfc.Process(60, 600, 1, 60, 1000, VENV)
+        own = asfc.OwnNode(bench, settings(), NodesBench(report_of("a", "running", mains=(main,))),
+                           lease, lease.nodes, bench.log)
+        own.begin()
+        for _ in range(3):
+            lease.beat()
+            record = bench.node("a")
+            self.assertTrue(record is None or record.promise_s is None)
+            own.step()
+        self.assertIn("its unit af has Restart=always", bench.node("a").no_promise)
+        told = [line for line in lines if "this node promises nothing: its unit af" in line]
+        self.assertEqual(len(told), 1)
+        history = asfc.HistoryEvent.all_from_text(bench.records["history"].value)
+        self.assertEqual([event.what[:20] for event in history], ["systemd fights asfc:"])
+        world.unit("af", "no", pid=60)
+        bench.time += 61
+        own.step()
+        lease.beat()
+        self.assertEqual(bench.node("a").promise_s, 29.5)
 
 
 ###############################################################################
@@ -6678,6 +6811,8 @@ class DecisionTest(unittest.TestCase):
             "possible=a new; start a", "starting"),
         "hung: two signs": (
             observed("a", {"a": "running"}, health=STUCK), "stop a", "hung"),
+        "hung since its birth: a failed start": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN), "stop a; failed", "hung"),
         "one sign is not hung: the page can't be read": (
             observed("a", {"a": "running"}, health=STUCK._replace(readable=False)), "",
             "no action"),
