@@ -954,9 +954,9 @@ class Configuration(NamedTuple):
 
     @property
     def stop_timeout_s(self) -> float:
-        """The limit of a stop: two waits and a look; an operator's gets a minute at least."""
+        """The limit of a stop: two waits and a look; an operator's command has a minute before."""
         own = 2 * self.scheduler_stop_wait_time + self.query_timeout + 1
-        return max(own, 60.0) if self.airflow_scheduler_stop_command else own
+        return own + 60.0 if self.airflow_scheduler_stop_command else own
 
     def __repr__(self) -> str:
         return "<Configuration from {}>".format(self.path)  # all its values would show secrets
@@ -2572,7 +2572,8 @@ def job_table(world: World, configuration: Any) -> SQLMetadataService:
 
 # The judge of a process list. In: ps's lines (pid ppid pgid sid uid stat args), then "ps STATUS".
 # Out: a line each of main processes, targets (mains but the one to keep, and remnants), all that
-# goes with them, the start command's processes, what to remember; then the lines of the answer.
+# goes with them, which of that are tasks, the start command's processes, what to remember; then the
+# lines of the answer.
 # Processes are written pid:start. `image` is the address of a program's stack: forks share it,
 # programs that were started separately don't, so a dead scheduler's forks give themselves away.
 NODE_JUDGE = r"""
@@ -2703,6 +2704,8 @@ BEGIN { FS = "\001" }
     if (base(word[7]) ~ /^-?[a-z]*sh$/) shell[p] = 1
     if (word[7] ~ /^\[/) ending[p] = 1    # its arguments go first, some time before it is dead
     if ((kind[p] = recognised(word))) args[p] = substr($0, 1, 800)
+    task[p] = word[7] == "airflow" && (word[8] word[9] == "taskrunner:" || \
+        word[8] word[9] == "worker--" && word[10] !~ /^LocalExecutor/)
 }
 END {
     if (ps_status != "0") { print "blind ps -A -ww -o ... fails (procps is needed)"; exit }
@@ -2776,8 +2779,9 @@ END {
         if (dead[i] && (m_session[i] in left)) keep_list = keep_list " " entry[i]
     for (i = 1; i <= total && targets; i++) {
         q = pid[i]
-        if (user[q] == uid && !(q in protected) && goes(q) && known(q))
-            kill_list = kill_list " " name(q)
+        if (user[q] != uid || (q in protected) || !goes(q) || !known(q)) continue
+        kill_list = kill_list " " name(q)
+        if (task[q]) task_list = task_list " " name(q)
     }
     if ((command_session in running) && known(command_session) && \
         command_session == command_pid && start[command_session] != command_start)
@@ -2789,6 +2793,7 @@ END {
     print "settled" main_list
     print "targets" target_list
     print "kills" kill_list
+    print "tasks" task_list
     print "command" command_list
     print "memory" keep_list
     printf "%s", report
@@ -3060,6 +3065,7 @@ list() {
     next_line; mains=${line#settled}
     next_line; targets=${line#targets}
     next_line; kills=${line#kills}
+    next_line; tasks=${line#tasks}
     next_line; command_list=${line#command}
     next_line; seen_memory=${line#memory}
     report=${listing%whole}
@@ -3108,6 +3114,10 @@ ask_status() {
     status=$?
     said=$(printf '%s\n' "$said" | tail -n 1 | LC_ALL=C tr -d '\000-\037\177')
 }
+# systemctl's exit status is 3, too, while a unit waits to be restarted, and while it ends.
+status_says_none() {
+    [ "$status" = 3 ] && case $said in *activating) false;; esac
+}
 tell_all() {
     tell_intent
     [ -z "$status" ] || tell status "$status $said"
@@ -3122,7 +3132,7 @@ start_refused() {
         tell 'done' 'not started: a scheduler runs there already'
     elif [ "$intent" ]; then
         tell 'done' 'not started: an earlier start is still under way'
-    elif [ "$status" ] && [ "$status" != 3 ]; then
+    elif [ "$status" ] && ! status_says_none; then
         tell 'done' 'not started: airflow_scheduler_status_command does not say that none runs'
     else
         return 1
@@ -3227,14 +3237,26 @@ kill_command() {
     done
     [ -z "$command_list" ]
 }
+count_living() {
+    counted=0
+    for each in $1; do
+        if lives "$each"; then counted=$((counted + 1)); fi
+    done
+}
 # TERM, TERM, KILL. All that goes with the targets was listed before the first signal; what they
-# leave behind, and what was started meanwhile, goes with them.
+# leave behind, and what was started meanwhile, goes with them. Some swallow the first TERM, and
+# some wait for their tasks until the second.
 stop_targets() {
     listed=$kills
     for attempt in 1 2; do
         signal_each TERM "$targets"
         ! wait_gone "$targets" "$stop_wait" || break
     done
+    count_living "$tasks"
+    left=
+    [ "$counted" = 0 ] || left=", $counted of them tasks, which have to run again"
+    count_living "$listed"
+    left="$counted processes$left"
     signal_each TERM "$listed"
     wait_gone "$listed" 1
     for attempt in 1 2 3 4 5 6 7 8 9 10; do
@@ -3250,12 +3272,16 @@ stop_by_operator() {
     stopped_with=$?
     wait_gone "$mains" "$stop_wait"
     list
+    said=$(tail -n 1 "$dir/stop.out" 2>/dev/null | LC_ALL=C tr -d '\000-\037\177')
+    said="the stop command ended with status $stopped_with${said:+: }$said"
     if [ -z "$mains" ]; then
         kills="$kills $listed"
         ! any_lives "$kills" || stop_targets
+    elif [ "$stopped_with" = 0 ]; then   # of another unit, or one that has swallowed SIGTERM
+        said="$said; asfc ended the scheduler that it left"
+        stop_targets
     fi
-    said=$(tail -n 1 "$dir/stop.out" 2>/dev/null | LC_ALL=C tr -d '\000-\037\177')
-    tell 'done' "the stop command ended with status $stopped_with${said:+: }$said"
+    tell 'done' "$said"
 }
 stop() {
     if [ "$keep" ] && ! lives "$keep"; then
@@ -3274,7 +3300,7 @@ stop() {
         stop_by_operator
     elif [ "$targets" ]; then
         stop_targets
-        tell 'done' 'asked it to end (SIGTERM), then ended what was left (SIGKILL)'
+        tell 'done' "asked it to end (SIGTERM), then ended what was left (SIGKILL): $left"
     else
         tell 'done' 'there was nothing to stop'
     fi
@@ -3612,7 +3638,7 @@ class Nodes:
             "terminal": "1" if terminal else "", "time_limit": str(max(1, round(timeout_s))),
             "status_command": configuration.airflow_scheduler_status_command,
             "status_limit": str(max(1, query_s - 1)), "stop_wait": str(wait_s),
-            "stop_limit": str(max(1, round(timeout_s) - wait_s - query_s)),
+            "stop_limit": str(max(1, round(timeout_s) - 3 * wait_s - query_s)),
             "own_start": "1" if own_start else "", "command": command,
             "own_log": "" if configuration.airflow_scheduler_start_command
                        else configuration.airflow_scheduler_log_file,
@@ -3672,8 +3698,8 @@ class Nodes:
         pids = ", ".join(str(process.pid) for process in report.mains)
         if status == "0":
             return RUNNING, "its status command says so" + (", pid " + pids if pids else "")
-        if status and not (status == "3" and not pids):
-            said = "its process list shows pid " + pids if status == "3" else said
+        if status and (status != "3" or pids or said.endswith("activating")):
+            said = "its process list shows pid " + pids if status == "3" and pids else said
             return UNKNOWN, "its status command ended with status {}{}".format(
                 status, said and ": " + said)
         if pids:
@@ -3899,8 +3925,10 @@ class SelfFence:
         self._hard = self._chance_until is not None or self._chance_refused
         self._asked, self._belongings = set(), set()
         self.sentences.append(
-            "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
-                now - (self.deadline or now) + self._configuration.acting_window_s))
+            "fencing this node: its heartbeat is not confirmed for {:.0f} s; a scheduler has {:g} "
+            "s to end, then it is ended with its tasks".format(
+                now - (self.deadline or now) + self._configuration.acting_window_s,
+                0 if self._hard else self._configuration.fence_grace_time))
         number = signal.SIGKILL if self._hard else signal.SIGTERM
         for main in self.known:  # before /proc is read, which a stuck process can hold up
             self._ask(LocalProcess(main.pid, main.start, 0, 0, 0, ()), number)
@@ -5650,14 +5678,20 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
         else:
             ended_s = intent.ended_s or 0.0
             late = ended_s >= configuration.settle_s
-            why = "no scheduler appeared within {:.0f} s after its start command ended".format(
-                ended_s)
+            why = "no scheduler appeared within {:.0f} s after its start command ended{}".format(
+                ended_s, " (with -D a stale airflow-scheduler.pid stands in its way)"
+                if starts_daemon(configuration.airflow_scheduler_start_command) else "")
         if late:
             failed = mark_failed(seen.record, node, why)  # once: only after the stop was answered
             return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
                             (StopScheduler(node, why), ChangeRecord({"failed": failed})), 0.0,
                             healthy=False, attempt_over="failed")
     return None
+
+
+def starts_daemon(command: str) -> bool:
+    """Whether a start command has Airflow itself go into the background."""
+    return bool(re.search(r"\bairflow\s+scheduler\b[^;&|]*\s(-D|--daemon)\b", command))
 
 
 def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decision]:

@@ -476,7 +476,7 @@ class SchedulerStandIn:
             if {helper}:
                 other("airflow scheduler -- DagFileProcessorManager", preexec_fn=os.setpgrp)
             if {task}:
-                other("airflow task", start_new_session=True)
+                other("airflow task runner:", start_new_session=True)
             for _ in range({forks}):
                 if not os.fork():
                     break
@@ -1124,7 +1124,7 @@ class ValidConfigurations(unittest.TestCase):
     def test_an_operators_commands_have_longer_limits(self):
         configuration = configured("airflow_scheduler_start_command = sudo systemctl restart s\n"
                                    "airflow_scheduler_stop_command = sudo systemctl stop s")
-        self.assertEqual((configuration.settle_s, configuration.stop_timeout_s), (35.0, 60.0))
+        self.assertEqual((configuration.settle_s, configuration.stop_timeout_s), (35.0, 86.0))
         self.assertEqual(configuration.airflow_scheduler_stop_command, "sudo systemctl stop s")
 
     def test_an_unknown_key_is_a_warning_with_the_nearest_name(self):
@@ -2494,6 +2494,7 @@ class NodeModel:
     promise ends (None: there is none), and `directory_id`.
     """
     OWN_WAIT_S = 1.0   # so long an own request waits for the lock
+    STOPPED = "asked it to end (SIGTERM), then ended what was left (SIGKILL)"   # the script counts
 
     def __init__(self, clock, directory="~/.asfc"):
         self.clock, self.directory = clock, directory
@@ -2700,7 +2701,7 @@ class NodeModel:
             self.command = None
         yield "start command killed"
         spared = [main for main in self.mains if request.keep and main[:2] == request.keep[:2]]
-        lines.append("done asked it to end (SIGTERM), then ended what was left (SIGKILL)"
+        lines.append("done " + self.STOPPED
                      if self.mains != spared or self.remnants
                      else "done there was nothing to stop")
         self.mains, self.remnants = spared, []
@@ -2798,12 +2799,17 @@ class NodePair:
         result = self.sandbox.world.run([self.nodes.command(request)])[0]
         report = self.nodes._report(request.node, request, result)
         refused = [words for words in self.REFUSALS if words in report.refused]
-        self.exercised["".join(refused) or report.done or report.state] += 1
+        self.exercised["".join(refused) or self.done(report) or report.state] += 1
         self.exercised["own"] += request.own
         self.exercised["held"] += self.HELD in report.reason
         self.exercised["directory"] += bool(report.directory)
         self.answers += 1
         return report
+
+    @staticmethod
+    def done(report):
+        stopped = NodeModel.STOPPED
+        return stopped if report.done.startswith(stopped) else report.done
 
     def plain(self, request, report):
         """A report without what may differ: pids, times, texts that name them."""
@@ -2812,7 +2818,7 @@ class NodePair:
                                         asfc.CommandResult(0, report or "", ""))
         intent = report.intent and (report.intent[:3] + (report.intent.ended_s is None,))
         return (report.answered, report.state, report.refused, report.gate, intent,
-                len(report.mains), len(report.remnants), report.done, report.output,
+                len(report.mains), len(report.remnants), self.done(report), report.output,
                 report.directory, self.HELD in report.reason)
 
     def compare(self, request, report, answer):
@@ -3147,7 +3153,7 @@ class NodeModelTests(unittest.TestCase):
                 "not started: a scheduler runs there already",
                 "not started: an earlier start is still under way",
                 "nothing was stopped: the scheduler to keep has ended",
-                "asked it to end (SIGTERM), then ended what was left (SIGKILL)"):
+                NodeModel.STOPPED):
             self.assertGreater(exercised[what], 0, what)
 
 
@@ -3353,6 +3359,7 @@ class JudgeTests(unittest.TestCase):
                 self.assertEqual(set(found.get("remnant", [])), remnants)
                 self.assertEqual(set(found["kills"]),
                                  {one[0] for one in processes if one[4] != "Z"})
+                self.assertEqual(len(found["tasks"]), sum("bash" in one[5] for one in processes))
 
     def test_a_session_that_was_given_a_dead_schedulers_number_has_no_remnants(self):
         lines = self.BASE + ["60 1 60 60 7 Ss -bash", "61 60 61 60 7 S vim", "62 1 62 60 7 S x"]
@@ -3603,21 +3610,23 @@ class GateTests(NodeTestCase):
             self.assertEqual(sandbox.nodes.query(["a"], newer)["a"].state, asfc.STOPPED)
         self.assertEqual(sandbox.scheduler.started(), [])
 
-    def late_start_after_a_move(self):
+    def late_start_after_a_move(self, expected):
         """A start on a at 1.1 is delayed, the scheduler is moved to b at 1.2; how many run then."""
         a, b = self.sandbox(), self.sandbox()
         b.configuration.node_name = "b"
         self.assertEqual(a.nodes.query(["a"], stamped(1, 2))["a"].state, asfc.STOPPED)
         b.nodes.start("b", stamped(1, 2))
         a.nodes.start("a", stamped(1, 1))
-        wait_until(lambda: b.scheduler.started(), 10, "b's scheduler starts")
-        time.sleep(0.3)   # time that a second one would have
-        return len(a.scheduler.started()) + len(b.scheduler.started())
+        def started():
+            return len(a.scheduler.started()) + len(b.scheduler.started())
+        wait_until(lambda: started() >= expected, 20, "the schedulers start")
+        time.sleep(0.3)   # time that one more would have
+        return started()
 
     def test_a_move_and_a_late_start_end_in_one_scheduler_and_without_the_gate_in_two(self):
-        self.assertEqual(self.late_start_after_a_move(), 1)
+        self.assertEqual(self.late_start_after_a_move(1), 1)
         self.patch_script("\npass_gate\n", "\ngate='1 1 i1 c1 a'; store gate \"$gate\"\n")
-        self.assertEqual(self.late_start_after_a_move(), 2)
+        self.assertEqual(self.late_start_after_a_move(2), 2)
 
     def test_damaged_state_and_a_full_disk_start_nothing_and_prove_nothing(self):
         sandbox = self.sandbox()
@@ -3935,6 +3944,7 @@ class StopTests(NodeTestCase):
         began = time.monotonic()
         report = sandbox.nodes.stop("a", stamped(1, 2))
         self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
+        self.assertIn("(SIGKILL): 6 processes, 1 of them tasks, which have to run", report.done)
         self.assertGreater(time.monotonic() - began, 2)
         self.assertEqual(processes_with(sandbox.directory), [])
 
@@ -4016,6 +4026,18 @@ class StopTests(NodeTestCase):
         self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
         self.assertEqual(processes_with(sandbox.directory), [])
 
+    def test_a_scheduler_that_a_stop_command_leaves_though_it_succeeds_is_ended_all_the_same(self):
+        """It was started by hand, beside the unit; or it swallowed the one SIGTERM."""
+        sandbox = self.sandbox()
+        sandbox.scheduler.behave(ignore_term=True)
+        main = self.started(sandbox, stamped(1, 1)).mains[0]
+        sandbox.configuration.airflow_scheduler_stop_command = "kill -TERM {}".format(main.pid)
+        report = sandbox.nodes.stop("a", stamped(1, 2))
+        self.assertEqual((report.state, report.done), (
+            asfc.STOPPED, "the stop command ended with status 0; asfc ended the scheduler that it "
+            "left"))
+        self.assertFalse(process_lives(main.pid))
+
     def test_a_stop_command_that_hangs_is_ended(self):
         sandbox = self.sandbox()
         sandbox.configuration.airflow_scheduler_stop_command = "sleep 60; : " + sandbox.directory
@@ -4039,6 +4061,16 @@ class StopTests(NodeTestCase):
                         "echo so; exit {}".format(status))
                     report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
                     self.assertEqual(report.state, state)
+                    if status == 3 and not running:   # as `systemctl is-active` says it
+                        for said in ("activating", "deactivating"):
+                            configuration.airflow_scheduler_status_command = (
+                                "echo {}; exit 3".format(said))
+                            report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
+                            self.assertEqual((report.state, report.reason), (
+                                asfc.UNKNOWN,
+                                "its status command ended with status 3: " + said))
+                            report = sandbox.nodes.start("a", stamped(1, 1))
+                            self.assertIn("not started", report.done)
                     if status in (1, 4):
                         self.assertIn("status {}: so".format(status), report.reason)
                         report = sandbox.nodes.start("a", stamped(1, 1))
@@ -4376,6 +4408,9 @@ class SelfFenceTest(unittest.TestCase):
         self.assertEqual(bench.sent, [])
         bench.run_for(0.2)
         self.assertEqual(bench.sent, [(12, signal.SIGKILL), (10, signal.SIGTERM)])
+        self.assertEqual(list(bench.fence.sentences), [
+            "fencing this node: its heartbeat is not confirmed for 20 s; a scheduler has 5 s to "
+            "end, then it is ended with its tasks"])
         self.assertFalse(bench.fence.clean)
         self.assertFalse(bench.fence.may_write())
         bench.run_for(4.7)
@@ -6970,6 +7005,17 @@ class DecisionTest(unittest.TestCase):
             (asfc.RaiseTerm(pair), "take a term above 3.5"))
         for action, words in cases:
             self.assertEqual(asfc.action_in_words(action), words)
+
+    def test_a_daemon_that_does_not_appear_is_a_failed_start_with_a_word_about_its_pid_file(self):
+        for command, told in (("airflow scheduler -D", True), ("airflow scheduler --daemon", True),
+                              (". /v/bin/activate; airflow scheduler -n 5 -D", True),
+                              ("airflow scheduler", False), ("tmux -D x airflow scheduler", False)):
+            ended = ENDED._replace(ended_s=36.0)
+            seen = observed("a", {"a": report_of("a", "starting", intent=ended)})
+            decision = asfc.decide(seen, settings(
+                airflow_scheduler_start_command=command, settle_s=35.0))
+            self.assertEqual(in_words(decision), "stop a; failed")
+            self.assertEqual("airflow-scheduler.pid" in decision.sentence, told, command)
 
     def test_paused_nothing_is_done_and_a_start_is_not_judged_afterwards(self):
         for name, (seen, _, _) in self.CASES.items():
