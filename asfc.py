@@ -4422,6 +4422,7 @@ class JobWatch(_Watch):
         super().__init__(world, configuration, log)
         self._table = table
         self._readings = JobReadings()   # replaced as a whole: other loops look at it
+        self.failed_at: Optional[float] = None   # when a table that could be read could not be
 
     def step(self) -> Optional[float]:
         """Ask once; returns the seconds until the next question, None when there is none to ask."""
@@ -4430,6 +4431,8 @@ class JobWatch(_Watch):
         try:
             jobs = self._table.scheduler_jobs()
         except MetadataError as error:
+            if self._readings.heartbeat:
+                self.failed_at = self._world.now()
             return self._no_evidence("failure", str(error), self.pause_s())
         if jobs is None:
             return self._no_evidence("no table", "there is none at {}".format(
@@ -4566,6 +4569,8 @@ class Lease:
         self.nodes: Optional[NodeRecords] = None      # go with each exchange
         self.ended = False
         self.leaving = False         # an orderly stop: to be given up, and never claimed again
+        self.failed_at: Optional[float] = None        # when the metadata last did not answer
+        self._failing_since: Optional[float] = None   # without an answer since then
         self._world = world
         self._configuration = configuration
         self._metadata = metadata
@@ -4713,17 +4718,30 @@ class Lease:
             with self._mutex:
                 self._beat()
         except MetadataError as error:
+            self.failed_at = self._world.now()
+            self._failing_since = began if self._failing_since is None else self._failing_since
             self._calm_reads = max(0, self._calm_reads - 1)
             self._tell(logging.WARNING, "the metadata service failed: {}".format(error))
             if self.leaving and not self._is_bound():
                 self._log.warning("could not give the lease up, it runs out by itself: %s", error)
                 self.active, self.ended = False, True
             return None if self.ended else self._configuration.retry_interval_s
-        if self._told.startswith("the metadata service failed"):
-            self._tell(logging.INFO, "the metadata service answers again")
+        self._tell_of_an_outage()
         if self.ended:
             return None
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
+
+    def _tell_of_an_outage(self) -> None:
+        """It answers. In the history stands what was so long that something came of it."""
+        if self._told.startswith("the metadata service failed"):
+            self._tell(logging.INFO, "the metadata service answers again")
+        since, self._failing_since = self._failing_since, None
+        lasted_s = 0.0 if since is None else self._world.now() - since
+        if self.nodes and lasted_s >= self._configuration.acting_window_s:
+            pair = self.record.pair if self.record else Pair(0, 0)
+            self.nodes.post(HistoryEvent(
+                self._world.utc_text(), self._configuration.node_name, pair.term, pair.move,
+                "the metadata service did not answer for {:.0f} s".format(lasted_s)))
 
     def _beat(self) -> None:
         if self.ended:
@@ -5309,6 +5327,7 @@ class Observation(NamedTuple):
     facts: Mapping[str, NodeFacts] = {}
     fell_back: bool = False            # the metadata is older than what was read before
     raises: int = 0                    # how often the term was raised above a gate in this reign
+    database_away_s: Optional[float] = None   # since Airflow's database was last seen not to answer
 
     def proven_stopped(self, node: str) -> bool:
         """Whether it is proved that none runs or can still start on the node.
@@ -5326,6 +5345,15 @@ class Observation(NamedTuple):
                     and not report.intent and report.gate
                     and report.gate.pair == self.record.pair
                     and report.gate.instance == self.instance)
+
+    def database_was_away(self, since_s: float, configuration: Any) -> bool:
+        """Whether Airflow's database did not answer at some time since then, or just before it.
+
+        Airflow 2 and 3 end some seconds after they have lost it, on whatever node. It is asked
+        once a poll at least.
+        """
+        return self.database_away_s is not None \
+            and self.database_away_s <= since_s + configuration.poll_frequency
 
     def answers(self, node: str) -> bool:
         """Whether the node can be given orders."""
@@ -5790,6 +5818,14 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
                         healthy=False, attempt_over="refused")
     why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
     report = seen.reports[attempt.node]
+    if seen.database_was_away(seen.now - attempt.sent_at, configuration):
+        since_s = seen.now - attempt.sent_at + configuration.query_timeout   # counted, then sent
+        starts = tuple(start for start in seen.record.starts
+                       if seen.record.clock_s - start.at_s > since_s)
+        return Decision("the start on {} came to nothing: {}{}; Airflow's database did not answer "
+                        "then, so it is not held against the node".format(
+                            attempt.node, why, last_words(report)),
+                        (ChangeRecord({"starts": starts}),), healthy=False, attempt_over="failed")
     return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),
                     (ChangeRecord({"failed": mark_failed(seen.record, attempt.node, why)}),), 0.0,
                     healthy=False, attempt_over="failed")
@@ -5874,6 +5910,10 @@ def start_scheduler(seen: Observation, configuration: Any) -> Decision:
     proof = "; ".join(map(seen.reason, record.possible_nodes))
     starts = (record.starts + (StartMade(node, record.clock_s),))[
         -max(20, configuration.scheduler_restart_budget):]
+    if record.alive_at_s is not None and seen.database_was_away(
+            record.clock_s - record.alive_at_s, configuration):
+        starts = record.starts
+        proof += "; Airflow's database did not answer lately, so this start is not counted"
     change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts,
                            "vouched": ()}, new_move=record.started)
     return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
@@ -6275,7 +6315,13 @@ class FailoverController:
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
             self._attempt, self._sign(), alive_s,
             frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
-            self.lease.fell_back, self._raises)
+            self.lease.fell_back, self._raises, self._database_away_s(now))
+
+    def _database_away_s(self, now: float) -> Optional[float]:
+        failed_at = [self.jobs.failed_at]
+        if self._configuration.metadata_service_type == "SQLMetadataService":   # the same database
+            failed_at.append(self.lease.failed_at)
+        return min((now - at for at in failed_at if at is not None), default=None)
 
     def _stand_back(self) -> None:
         """No node answers, not even the own one, and the others live: leave the lease to them."""

@@ -5258,12 +5258,15 @@ class VirtualJobTable:
 
     def __init__(self, cluster):
         self.cluster, self.wall_s, self.rows, self.seen = cluster, {}, {}, {}
+        self.away = False
 
     def describe(self):
         return "virtual database"
 
     def scheduler_jobs(self):
         self.cluster.clock.wait(0.01)
+        if self.away:
+            raise asfc.MetadataError("the virtual database is away")
         now = self.cluster.clock.time
         for name, model in self.cluster.models.items():
             for main in model.mains:
@@ -5354,8 +5357,21 @@ class VirtualCluster:
             model.fail("airflow: broken")
             return
         model.appear()
+        self.lose_database()
         alive = sum(len(model.mains) for model in self.models.values())
         self.most_alive = max(self.most_alive, alive)
+
+    def lose_database(self, away=None):
+        """Some seconds after Airflow 2 and 3 have lost their database, or could not reach it when
+        they came up, the scheduler ends."""
+        if away is not None:
+            self.job_table.away = away
+
+        def end():
+            if self.job_table.away:
+                self.kill_scheduler()
+        if self.job_table and self.job_table.away:
+            self.clock.call(self.clock.time + 4.0, end)
 
     def health_page(self):
         """Airflow's health page: a scheduler that lives and is not hung beats every 5 s."""
@@ -5584,6 +5600,75 @@ class VirtualHourTest(unittest.TestCase):
         cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
         self.assertEqual(cluster.starts, 2, "it is not tried again where it hung at its birth")
+
+    def outages(self, lengths, metadata_too, pause_s=90.0, **keys):
+        """Outages of Airflow's database, with the metadata in it or elsewhere; after each one the
+        scheduler has to run again, at home, within the time of the table."""
+        cluster = self.cluster_with("table", **keys)
+        metadata, record = cluster.metadata, None
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            for length_s in lengths:
+                cluster.lose_database(True)
+                metadata.away = metadata_too
+                cluster.clock.wait(length_s)
+                metadata.away = False
+                cluster.lose_database(False)
+                cluster.clock.wait(23 + 2 * cluster.START_S + 6)
+                self.assertEqual(cluster.home(), "a", "\n".join(cluster.lines[-30:]))
+                cluster.clock.wait(pause_s)
+            return asfc.cluster_record(metadata.records)
+        record = cluster.clock.drive(play)
+        self.assertEqual((record.failed, cluster.most_alive), ((), 1))
+        self.assertEqual(len(record.starts), 1, "the first start alone counts for the budget")
+        return cluster
+
+    def test_schedulers_that_end_because_the_database_blinks_are_held_against_no_node(self):
+        cluster = self.outages([30.0] * 4 + [6.0, 200.0], metadata_too=True)
+        self.assertEqual(cluster.starts, 7)
+        lines = "\n".join(cluster.lines)
+        self.assertIn("Airflow's database did not answer lately, so this start is not counted",
+                      lines)
+        self.assertNotIn("it is hung", lines)
+        history = asfc.history_events(cluster.metadata.records)
+        self.assertTrue([event for event in history if event.what.startswith(
+            "the metadata service did not answer for 2")])
+
+    def test_starts_that_fail_while_the_database_is_away_are_held_against_no_node(self):
+        cluster = self.outages([30.0, 30.0, 300.0], metadata_too=False,
+                               metadata_service_type="ZookeeperMetadataService")
+        self.assertGreater(cluster.starts, 10)
+        self.assertIn("Airflow's database did not answer then, so it is not held against the node",
+                      "\n".join(cluster.lines))
+
+    def test_a_database_that_is_frozen_is_no_hung_scheduler(self):
+        """With `keep` nothing is touched, and log and history speak of the database."""
+        cluster = self.cluster_with("table", on_metadata_loss="keep")
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            cluster.job_table.away = cluster.metadata.away = True
+            cluster.hung.add("a")     # it lives, and can't write its heartbeat
+            cluster.clock.wait(60)
+            cluster.job_table.away = cluster.metadata.away = False
+            cluster.clock.wait(3)
+            cluster.hung.clear()
+            cluster.clock.wait(120)
+        cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        log = "\n".join(cluster.lines)
+        for words in ("the metadata service failed: the virtual metadata service is away",
+                      "the job table gives no evidence: the virtual database is away"):
+            self.assertIn(words, log)
+        history = [event.what for event in asfc.history_events(cluster.metadata.records)]
+        self.assertIn("the metadata service did not answer for 6", "\n".join(history))
+        for words in ("hung", "stop"):
+            self.assertNotIn(words, log + "\n".join(history))
 
     def test_a_node_whose_controller_died_is_not_silent_while_it_answered_the_standbys(self):
         """Its record stands still for W; then it is busy for longer than two queries take."""
@@ -6838,6 +6923,20 @@ class DecisionTest(unittest.TestCase):
             observed("a", {}, attempt=SEEN), "failed", "it died within 10 s of its start"),
         "a start that did not arrive is no failure": (
             observed("a", {}, attempt=SEEN._replace(seen_at=None)), "", "did not take place"),
+        "died at its start while the database was away: not held against the node": (
+            observed("a", {}, attempt=SEEN, starts=starts_at(8100.0, 8990.0))._replace(
+                database_away_s=19.0), "starts", "it is not held against the node"),
+        "died at a start that was not counted": (
+            observed("a", {}, attempt=SEEN, starts=starts_at(8100.0, 8984.0))._replace(
+                database_away_s=9.0), "starts", "it is not held against the node"),
+        "died at its start, and the database was away before that": (
+            observed("a", {}, attempt=SEEN)._replace(database_away_s=21.0), "failed", "it died"),
+        "dead since the database was away: the start is not counted": (
+            observed("a", {}, starts=starts_at(8500.0, 8600.0), alive_at_s=8960.0)._replace(
+                database_away_s=49.0), "possible=a new; start a", "this start is not counted"),
+        "dead, and the database was away long before": (
+            observed("a", {}, alive_at_s=8960.0)._replace(database_away_s=51.0),
+            "possible=a new; start a", "a: none runs"),
         "remnants are stopped before the next start": (
             observed("a", {"a": report_of("a", "stopped", remnants=(REMNANT,))}), "stop a",
             "remnants"),
@@ -6938,6 +7037,15 @@ class DecisionTest(unittest.TestCase):
                 decision = asfc.decide(seen, settings())
                 self.assertEqual(in_words(decision), actions)
                 self.assertIn(words, decision.sentence)
+
+    def test_starts_that_the_database_is_to_blame_for_leave_the_budget_alone(self):
+        for name, starts in (
+                ("died at its start while the database was away: not held against the node", 1),
+                ("died at a start that was not counted", 2),
+                ("dead since the database was away: the start is not counted", 2),
+                ("dead, and the database was away long before", 1)):
+            decision = asfc.decide(self.CASES[name][0], settings())
+            self.assertEqual(len(decision.actions[0].fields["starts"]), starts, name)
 
     def test_fence_command_goes_before_silence_and_silence_counts_when_it_has_failed(self):
         with_command = settings(fence_command="switch-off")
