@@ -966,9 +966,9 @@ class Configuration(NamedTuple):
 
     @property
     def stop_timeout_s(self) -> float:
-        """The limit of a stop: two waits and a look; an operator's gets a minute at least."""
+        """The limit of a stop: two waits and a look; an operator's command has a minute before."""
         own = 2 * self.scheduler_stop_wait_time + self.query_timeout + 1
-        return max(own, 60.0) if self.airflow_scheduler_stop_command else own
+        return own + 60.0 if self.airflow_scheduler_stop_command else own
 
     def __repr__(self) -> str:
         return "<Configuration from {}>".format(self.path)  # all its values would show secrets
@@ -2596,7 +2596,8 @@ def job_table(world: World, configuration: Any) -> SQLMetadataService:
 
 # The judge of a process list. In: ps's lines (pid ppid pgid sid uid stat args), then "ps STATUS".
 # Out: a line each of main processes, targets (mains but the one to keep, and remnants), all that
-# goes with them, the start command's processes, what to remember; then the lines of the answer.
+# goes with them, which of that are tasks, the start command's processes, what to remember; then the
+# lines of the answer.
 # Processes are written pid:start. `image` is the address of a program's stack: forks share it,
 # programs that were started separately don't, so a dead scheduler's forks give themselves away.
 NODE_JUDGE = r"""
@@ -2727,6 +2728,8 @@ BEGIN { FS = "\001" }
     if (base(word[7]) ~ /^-?[a-z]*sh$/) shell[p] = 1
     if (word[7] ~ /^\[/) ending[p] = 1    # its arguments go first, some time before it is dead
     if ((kind[p] = recognised(word))) args[p] = substr($0, 1, 800)
+    task[p] = word[7] == "airflow" && (word[8] word[9] == "taskrunner:" || \
+        word[8] word[9] == "worker--" && word[10] !~ /^LocalExecutor/)
 }
 END {
     if (ps_status != "0") { print "blind ps -A -ww -o ... fails (procps is needed)"; exit }
@@ -2800,8 +2803,9 @@ END {
         if (dead[i] && (m_session[i] in left)) keep_list = keep_list " " entry[i]
     for (i = 1; i <= total && targets; i++) {
         q = pid[i]
-        if (user[q] == uid && !(q in protected) && goes(q) && known(q))
-            kill_list = kill_list " " name(q)
+        if (user[q] != uid || (q in protected) || !goes(q) || !known(q)) continue
+        kill_list = kill_list " " name(q)
+        if (task[q]) task_list = task_list " " name(q)
     }
     if ((command_session in running) && known(command_session) && \
         command_session == command_pid && start[command_session] != command_start)
@@ -2813,6 +2817,7 @@ END {
     print "settled" main_list
     print "targets" target_list
     print "kills" kill_list
+    print "tasks" task_list
     print "command" command_list
     print "memory" keep_list
     printf "%s", report
@@ -3084,6 +3089,7 @@ list() {
     next_line; mains=${line#settled}
     next_line; targets=${line#targets}
     next_line; kills=${line#kills}
+    next_line; tasks=${line#tasks}
     next_line; command_list=${line#command}
     next_line; seen_memory=${line#memory}
     report=${listing%whole}
@@ -3132,6 +3138,10 @@ ask_status() {
     status=$?
     said=$(printf '%s\n' "$said" | tail -n 1 | LC_ALL=C tr -d '\000-\037\177')
 }
+# systemctl's exit status is 3, too, while a unit waits to be restarted, and while it ends.
+status_says_none() {
+    [ "$status" = 3 ] && case $said in *activating) false;; esac
+}
 tell_all() {
     tell_intent
     [ -z "$status" ] || tell status "$status $said"
@@ -3146,7 +3156,7 @@ start_refused() {
         tell 'done' 'not started: a scheduler runs there already'
     elif [ "$intent" ]; then
         tell 'done' 'not started: an earlier start is still under way'
-    elif [ "$status" ] && [ "$status" != 3 ]; then
+    elif [ "$status" ] && ! status_says_none; then
         tell 'done' 'not started: airflow_scheduler_status_command does not say that none runs'
     else
         return 1
@@ -3251,14 +3261,26 @@ kill_command() {
     done
     [ -z "$command_list" ]
 }
+count_living() {
+    counted=0
+    for each in $1; do
+        if lives "$each"; then counted=$((counted + 1)); fi
+    done
+}
 # TERM, TERM, KILL. All that goes with the targets was listed before the first signal; what they
-# leave behind, and what was started meanwhile, goes with them.
+# leave behind, and what was started meanwhile, goes with them. Some swallow the first TERM, and
+# some wait for their tasks until the second.
 stop_targets() {
     listed=$kills
     for attempt in 1 2; do
         signal_each TERM "$targets"
         ! wait_gone "$targets" "$stop_wait" || break
     done
+    count_living "$tasks"
+    left=
+    [ "$counted" = 0 ] || left=", $counted of them tasks, which have to run again"
+    count_living "$listed"
+    left="$counted processes$left"
     signal_each TERM "$listed"
     wait_gone "$listed" 1
     for attempt in 1 2 3 4 5 6 7 8 9 10; do
@@ -3274,12 +3296,16 @@ stop_by_operator() {
     stopped_with=$?
     wait_gone "$mains" "$stop_wait"
     list
+    said=$(tail -n 1 "$dir/stop.out" 2>/dev/null | LC_ALL=C tr -d '\000-\037\177')
+    said="the stop command ended with status $stopped_with${said:+: }$said"
     if [ -z "$mains" ]; then
         kills="$kills $listed"
         ! any_lives "$kills" || stop_targets
+    elif [ "$stopped_with" = 0 ]; then   # of another unit, or one that has swallowed SIGTERM
+        said="$said; asfc ended the scheduler that it left"
+        stop_targets
     fi
-    said=$(tail -n 1 "$dir/stop.out" 2>/dev/null | LC_ALL=C tr -d '\000-\037\177')
-    tell 'done' "the stop command ended with status $stopped_with${said:+: }$said"
+    tell 'done' "$said"
 }
 stop() {
     if [ "$keep" ] && ! lives "$keep"; then
@@ -3298,7 +3324,7 @@ stop() {
         stop_by_operator
     elif [ "$targets" ]; then
         stop_targets
-        tell 'done' 'asked it to end (SIGTERM), then ended what was left (SIGKILL)'
+        tell 'done' "asked it to end (SIGTERM), then ended what was left (SIGKILL): $left"
     else
         tell 'done' 'there was nothing to stop'
     fi
@@ -3636,7 +3662,7 @@ class Nodes:
             "terminal": "1" if terminal else "", "time_limit": str(max(1, round(timeout_s))),
             "status_command": configuration.airflow_scheduler_status_command,
             "status_limit": str(max(1, query_s - 1)), "stop_wait": str(wait_s),
-            "stop_limit": str(max(1, round(timeout_s) - wait_s - query_s)),
+            "stop_limit": str(max(1, round(timeout_s) - 3 * wait_s - query_s)),
             "own_start": "1" if own_start else "", "command": command,
             "own_log": "" if configuration.airflow_scheduler_start_command
                        else configuration.airflow_scheduler_log_file,
@@ -3696,8 +3722,8 @@ class Nodes:
         pids = ", ".join(str(process.pid) for process in report.mains)
         if status == "0":
             return RUNNING, "its status command says so" + (", pid " + pids if pids else "")
-        if status and not (status == "3" and not pids):
-            said = "its process list shows pid " + pids if status == "3" else said
+        if status and (status != "3" or pids or said.endswith("activating")):
+            said = "its process list shows pid " + pids if status == "3" and pids else said
             return UNKNOWN, "its status command ended with status {}{}".format(
                 status, said and ": " + said)
         if pids:
@@ -3758,16 +3784,19 @@ def fence_targets(processes: Sequence[LocalProcess], uid: int, node: str) -> Fen
     tops = {process.pid for process in mains}
 
     def belongs(process: LocalProcess) -> bool:
-        if process.session in tops or kinds.get(process.pid) == 2:
+        if process.session in tops:
             return True
+        crown, is_helper = process, kinds.get(process.pid) == 2
         for _ in range(200):
             if process.parent in tops:
                 return True
             above = by_pid.get(process.parent)
             if above is None:
                 break
+            if crown is process and above.session == process.session:
+                crown = above
             process = above
-        return False
+        return is_helper and bool(kinds.get(crown.pid))   # a dag-processor's have such names, too
     others = [process for process in processes if process.pid not in tops]
     belongings = tuple(process for process in others if belongs(process))
     name = "asfc-start@" + node
@@ -3816,6 +3845,7 @@ class SelfFence:
         self._was_frozen = False
         self._hard = False
         self._asked: Set[Tuple[int, int]] = set()
+        self._belongings: Set[Tuple[int, int]] = set()   # seen with a main process in this fence
         self._inherit()
 
     def _inherit(self) -> None:
@@ -3925,10 +3955,12 @@ class SelfFence:
     def _begin(self, now: float) -> None:
         self._began_at = now
         self._hard = self._chance_until is not None or self._chance_refused
-        self._asked = set()
+        self._asked, self._belongings = set(), set()
         self.sentences.append(
-            "fencing this node: its heartbeat is not confirmed for {:.0f} s".format(
-                now - (self.deadline or now) + self._configuration.acting_window_s))
+            "fencing this node: its heartbeat is not confirmed for {:.0f} s; a scheduler has {:g} "
+            "s to end, then it is ended with its tasks".format(
+                now - (self.deadline or now) + self._configuration.acting_window_s,
+                0 if self._hard else self._configuration.fence_grace_time))
 
     def _ask_known(self, number: int) -> None:
         """Before /proc is read: that takes its time, and a stuck process can hold it up."""
@@ -3948,12 +3980,17 @@ class SelfFence:
         number = signal.SIGKILL if hard else signal.SIGTERM
         if not self.clean:
             self._ask_known(number)
-        found = fence_targets(self._world.processes(), self._uid, self._configuration.node_name)
+        processes = self._world.processes()
+        found = fence_targets(processes, self._uid, self._configuration.node_name)
+        # Tasks outlive a main process that ends by SIGTERM, and then nothing tells whose they are.
+        self._belongings |= {(process.pid, process.start) for process in found.belongings}
+        belongings = [process for process in processes
+                      if (process.pid, process.start) in self._belongings]
         for process in found.starting:
             self._ask(process, signal.SIGKILL)
-        for process in found.mains + (found.belongings if hard else ()):
+        for process in list(found.mains) + (belongings if hard else []):
             self._ask(process, number)
-        clean = not any(found)
+        clean = not (found.starting or found.mains or belongings)
         if clean and not self.clean:
             self.sentences.append("fenced: no scheduler runs or starts here")
             self.clean_since = now
@@ -4023,6 +4060,7 @@ class NodeRecords:
         self._sent_events = 0
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
         self._told: Set[str] = set()
+        self.brought_back = ""          # by which unit of systemd the scheduler would be
         self._fenced = ""
         self._host_names = world.host_names()   # once: it may have to ask the DNS
 
@@ -4162,7 +4200,7 @@ class NodeRecords:
             return "asfc is paused"
         if self._configuration.on_metadata_loss == "keep":
             return "on_metadata_loss = keep"
-        return self._no_promise
+        return self._no_promise or self.brought_back
 
     def note_fencing(self, sentence: str) -> None:
         """Have the others read that this node has fenced itself."""
@@ -4423,6 +4461,7 @@ class JobWatch(_Watch):
         super().__init__(world, configuration, log)
         self._table = table
         self._readings = JobReadings()   # replaced as a whole: other loops look at it
+        self.failed_at: Optional[float] = None   # when a table that could be read could not be
 
     def step(self) -> Optional[float]:
         """Ask once; returns the seconds until the next question, None when there is none to ask."""
@@ -4431,6 +4470,8 @@ class JobWatch(_Watch):
         try:
             jobs = self._table.scheduler_jobs()
         except MetadataError as error:
+            if self._readings.heartbeat:
+                self.failed_at = self._world.now()
             return self._no_evidence("failure", str(error), self.pause_s())
         if jobs is None:
             return self._no_evidence("no table", "there is none at {}".format(
@@ -4567,6 +4608,8 @@ class Lease:
         self.nodes: Optional[NodeRecords] = None      # go with each exchange
         self.ended = False
         self.leaving = False         # an orderly stop: to be given up, and never claimed again
+        self.failed_at: Optional[float] = None        # when the metadata last did not answer
+        self._failing_since: Optional[float] = None   # without an answer since then
         self._world = world
         self._configuration = configuration
         self._metadata = metadata
@@ -4714,17 +4757,30 @@ class Lease:
             with self._mutex:
                 self._beat()
         except MetadataError as error:
+            self.failed_at = self._world.now()
+            self._failing_since = began if self._failing_since is None else self._failing_since
             self._calm_reads = max(0, self._calm_reads - 1)
             self._tell(logging.WARNING, "the metadata service failed: {}".format(error))
             if self.leaving and not self._is_bound():
                 self._log.warning("could not give the lease up, it runs out by itself: %s", error)
                 self.active, self.ended = False, True
             return None if self.ended else self._configuration.retry_interval_s
-        if self._told.startswith("the metadata service failed"):
-            self._tell(logging.INFO, "the metadata service answers again")
+        self._tell_of_an_outage()
         if self.ended:
             return None
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
+
+    def _tell_of_an_outage(self) -> None:
+        """It answers. In the history stands what was so long that something came of it."""
+        if self._told.startswith("the metadata service failed"):
+            self._tell(logging.INFO, "the metadata service answers again")
+        since, self._failing_since = self._failing_since, None
+        lasted_s = 0.0 if since is None else self._world.now() - since
+        if self.nodes and lasted_s >= self._configuration.acting_window_s:
+            pair = self.record.pair if self.record else Pair(0, 0)
+            self.nodes.post(HistoryEvent(
+                self._world.utc_text(), self._configuration.node_name, pair.term, pair.move,
+                "the metadata service did not answer for {:.0f} s".format(lasted_s)))
 
     def _beat(self) -> None:
         if self.ended:
@@ -5025,6 +5081,120 @@ class LegacyWatch:
 ###############################################################################
 
 
+def why_no_promise(world: World, configuration: Any) -> str:
+    """Why this node's controller could not keep a promise to fence itself, or ''.
+
+    It must be allowed to signal the scheduler, and nothing else may bring that back: for the latter
+    see SystemdWatch.
+    """
+    uid = world.user_id(configuration.scheduler_user)
+    if uid is None:
+        return "there is no user {} here (scheduler_user)".format(configuration.scheduler_user)
+    own = world.user_id("")
+    if own not in (0, uid):
+        return "asfc works as another user than the scheduler's ({}) and can't signal it".format(
+            configuration.scheduler_user)
+    return ""
+
+
+def systemd_unit(command: str) -> Tuple[str, ...]:
+    """The unit that a start command starts, as words for systemctl; () for anything else."""
+    match = re.search(r"\bsystemctl\b((?:\s+-\S+)*)\s+(?:reload-or-)?(?:re)?start"
+                      r"((?:\s+-\S+)*)\s+([\w@.:\\-]+)", command) \
+        or re.search(r"(?:^|[\s/])service()()\s+([\w@.:-]+)\s+(?:re)?start\b", command)
+    if not match:
+        return ()
+    is_users = "--user" in (match.group(1) + match.group(2)).split()
+    return ("--user",) * is_users + (re.sub(r"\.service$", "", match.group(3)),)
+
+
+def unit_of_process(world: World, pid: int) -> Tuple[str, ...]:
+    """The unit in whose control group a process lives, as words for systemctl; () for none.
+
+    Where process 1 is not systemd, as in a container, units of the machine around mean nothing.
+    """
+    try:
+        if (world.read_text("/proc/1/comm") or "").strip() != "systemd":
+            return ()
+        text = world.read_text("/proc/{}/cgroup".format(pid)) or ""
+    except OSError:
+        return ()   # it has just ended
+    for line in text.splitlines():
+        number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        groups = path.split("/")
+        if (number == "0" or controllers == "name=systemd") and groups[-1].endswith(".service"):
+            is_users = any(group.startswith("user@") for group in groups[:-1])
+            return ("--user",) * is_users + (groups[-1][:-len(".service")],)
+    return ()
+
+
+class SystemdWatch:
+    """Whether a unit of systemd brings this node's scheduler back when asfc has ended it.
+
+    It is the unit of the start command, or one that runs a scheduler that was found here. A process
+    may live in the control group of a unit that is not its own, such as sshd's or asfc's: so the
+    main process of the unit has to be the scheduler, or a shell just above it.
+    """
+    AGAIN_S = 60.0   # an operator may change a unit at any time
+
+    def __init__(self, world: World, configuration: Any) -> None:
+        self.sentence = ""                 # which does, and the remedy; '' while none does
+        self._world = world
+        self._configuration = configuration
+        self._mains: Tuple[Any, ...] = ()
+        self._asked_at: Optional[float] = None
+        self._unit: Tuple[str, ...] = ()   # that runs the scheduler, or has run the last one here
+
+    def look(self, mains: Sequence[Any]) -> None:
+        """Ask about the units anew where these main processes are others, or once a minute."""
+        now, mains = self._world.now(), tuple(mains)
+        started = systemd_unit(self._configuration.airflow_scheduler_start_command)
+        waits = (started or self._unit) and now - (self._asked_at or 0.0) >= self.AGAIN_S
+        if self._asked_at is not None and not waits and (not mains or mains == self._mains):
+            return
+        self._mains, self._asked_at = mains, now
+        found = {unit_of_process(self._world, main.pid) for main in mains} - {(), started}
+        if mains:
+            self._unit = next(filter(self._runs_one, sorted(found)), ())
+        units = filter(None, (started, self._unit))
+        self.sentence = next(filter(None, map(self._judge, units)), "")
+
+    def _runs_one(self, unit: Tuple[str, ...]) -> bool:
+        """Whether the main process of a unit is a scheduler, or unknown."""
+        pid = self._show(unit).get("MainPID")
+        if pid is None or pid in [str(main.pid) for main in self._mains]:
+            return True
+        return pid in [str(main.parent) for main in self._mains] and (
+            self._world.read_text("/proc/{}/comm".format(pid)) or "").strip().endswith("sh")
+
+    def _judge(self, unit: Tuple[str, ...]) -> str:
+        shown, name = self._show(unit), unit[-1]
+        systemctl = " ".join(("systemctl",) + unit[:-1])
+        if "Restart" not in shown or shown.get("LoadState") == "not-found":
+            return "systemctl does not tell whether {} is restarted or enabled".format(name)
+        if shown["Restart"] != "no":
+            return ("its unit {0} has Restart={1}: systemd brings the scheduler back when asfc has "
+                    "ended it. Give it a drop-in with Restart=no (`{2} edit {0}`)".format(
+                        name, shown["Restart"], systemctl))
+        if shown.get("UnitFileState", "").startswith("enabled"):
+            return ("its unit {0} is enabled: systemd starts the scheduler at boot, without asfc. "
+                    "Say `{1} disable {0}`".format(name, systemctl))
+        return ""
+
+    def _show(self, unit: Tuple[str, ...]) -> Dict[str, str]:
+        """What systemctl shows of a unit; nothing where it gives no answer."""
+        words = ("systemctl",) + unit[:-1] + ("show", unit[-1])
+        for name in ("LoadState", "MainPID", "Restart", "UnitFileState"):
+            words += ("-p", name)
+        environment = {}
+        if "--user" in unit and not self._world.environment().get("XDG_RUNTIME_DIR"):
+            environment["XDG_RUNTIME_DIR"] = "/run/user/{}".format(self._world.user_id(""))
+        result = self._world.run([Command(words, self._configuration.query_timeout,
+                                          environment=environment)])[0]
+        lines = result.stdout.split("\n") if result.status == 0 else []
+        return dict(line.partition("=")[::2] for line in lines if "=" in line)
+
+
 class OwnNode:
     """Looks at this controller's own node every i: raises its gate, lists, and guards it.
 
@@ -5044,6 +5214,13 @@ class OwnNode:
         self._listed_at = 0.0
         self._asked: Dict[Tuple[int, int], float] = {}   # when SIGTERM was sent to a main process
         self._told = ""
+        self._systemd = SystemdWatch(world, configuration)
+
+    def begin(self) -> None:
+        """Before anything is promised: ask about the units of what runs here."""
+        uid = self._world.user_id(self._configuration.scheduler_user)
+        self._ask_systemd([process for process in self._world.processes()
+                           if process.uid == uid and scheduler_kind(process.words) == 1])
 
     def step(self) -> Optional[float]:
         """Look once; returns the seconds until the next look, None at the end."""
@@ -5059,6 +5236,7 @@ class OwnNode:
             self._records.raised_at = read_at
         self._records.report = report
         self._records.fence.known = report.mains
+        self._ask_systemd(report.mains)
         if before is None or self._essence(before) != self._essence(report):
             self._world.wake("heartbeat")
         return max(0.0, self._configuration.heartbeat_interval_s - (self._world.now() - began))
@@ -5090,10 +5268,24 @@ class OwnNode:
             sentence = sentences.popleft()
             self._log.error(sentence)
             self._records.note_fencing(sentence)
-            record = self._lease.record
-            self._records.post(HistoryEvent(
-                self._world.utc_text(), self._configuration.node_name,
-                record.term if record else 0, record.move if record else 0, sentence))
+            self._post(sentence)
+
+    def _post(self, sentence: str) -> None:
+        record = self._lease.record
+        self._records.post(HistoryEvent(
+            self._world.utc_text(), self._configuration.node_name,
+            record.term if record else 0, record.move if record else 0, sentence))
+
+    def _ask_systemd(self, mains: Sequence[Any]) -> None:
+        """Promise nothing while a unit would bring this node's scheduler back, and say so."""
+        before = self._systemd.sentence
+        self._systemd.look(mains)
+        sentence = self._records.brought_back = self._systemd.sentence
+        if sentence and sentence != before:
+            self._log.warning("this node promises nothing: %s", sentence)
+            self._post("systemd fights asfc: " + sentence)
+        elif before and not sentence:
+            self._log.info("no unit brings the scheduler back any more: this node promises again")
 
     def _guard(self) -> None:
         """End a scheduler that may not run here: first listed, then the record read, then ended."""
@@ -5122,43 +5314,6 @@ class OwnNode:
             and report.gate and report.gate.cluster == record.cluster
             and report.gate.pair <= record.pair
             and self._lease.changed_within(self._configuration.heartbeat_timeout))
-
-
-def why_no_promise(world: World, configuration: Any) -> str:
-    """Why this node's controller could not keep a promise to fence itself, or ''.
-
-    It must be allowed to signal the scheduler, and nothing else may bring that back.
-    """
-    uid = world.user_id(configuration.scheduler_user)
-    if uid is None:
-        return "there is no user {} here (scheduler_user)".format(configuration.scheduler_user)
-    own = world.user_id("")
-    if own not in (0, uid):
-        return "asfc works as another user than the scheduler's ({}) and can't signal it".format(
-            configuration.scheduler_user)
-    unit = systemd_unit(configuration.airflow_scheduler_start_command)
-    if not unit:
-        return ""
-    result = world.run([Command(("systemctl", "show", unit, "-p", "Restart", "-p", "UnitFileState",
-                                 "-p", "LoadState"), configuration.query_timeout)])[0]
-    shown = dict(line.partition("=")[::2] for line in result.stdout.split("\n"))
-    # Of a unit that it does not know, a user's own perhaps, it says Restart=no.
-    if result.status != 0 or "Restart" not in shown or shown.get("LoadState") == "not-found":
-        return "systemctl does not tell whether {} is restarted or enabled".format(unit)
-    if shown["Restart"] != "no":
-        return "its unit {} has Restart={}: systemd would bring it back".format(
-            unit, shown["Restart"])
-    if shown.get("UnitFileState", "").startswith("enabled"):
-        return "its unit {} is enabled: systemd would start it at boot".format(unit)
-    return ""
-
-
-def systemd_unit(command: str) -> str:
-    """The unit that a start command starts by systemctl or service; '' for anything else."""
-    match = re.search(
-        r"\bsystemctl\b(?:\s+-\S+)*\s+(?:re)?start(?:\s+-\S+)*\s+([\w@.:\\-]+)", command) \
-        or re.search(r"(?:^|[\s/])service\s+([\w@.:\\-]+)\s+(?:re)?start\b", command)
-    return match.group(1) if match else ""
 
 
 ###############################################################################
@@ -5211,6 +5366,7 @@ class Observation(NamedTuple):
     facts: Mapping[str, NodeFacts] = {}
     fell_back: bool = False            # the metadata is older than what was read before
     raises: int = 0                    # how often the term was raised above a gate in this reign
+    database_away_s: Optional[float] = None   # since Airflow's database was last seen not to answer
 
     def proven_stopped(self, node: str) -> bool:
         """Whether it is proved that none runs or can still start on the node.
@@ -5228,6 +5384,15 @@ class Observation(NamedTuple):
                     and not report.intent and report.gate
                     and report.gate.pair == self.record.pair
                     and report.gate.instance == self.instance)
+
+    def database_was_away(self, since_s: float, configuration: Any) -> bool:
+        """Whether Airflow's database did not answer at some time since then, or just before it.
+
+        Airflow 2 and 3 end some seconds after they have lost it, on whatever node. It is asked
+        once a poll at least.
+        """
+        return self.database_away_s is not None \
+            and self.database_away_s <= since_s + configuration.poll_frequency
 
     def answers(self, node: str) -> bool:
         """Whether the node can be given orders."""
@@ -5531,9 +5696,11 @@ def keep_the_active_one(seen: Observation, configuration: Any,
         why = "it is hung: pid {} lives, but its heartbeat has stood at {} for {:.0f} s".format(
             seen.reports[active].mains[0].pid if seen.reports[active].mains else "?",
             seen.health.heartbeat, seen.health.unchanged_s)
-        return Decision("stopping the scheduler on {}: {}".format(active, why),
-                        (StopScheduler(active, why),), 0.0, healthy=False,
-                        attempt_over="failed" if seen.attempt else "")
+        actions: Tuple[Any, ...] = (StopScheduler(active, why),)
+        if seen.attempt:   # it has hung since its birth: another one here would as well
+            actions += (ChangeRecord({"failed": mark_failed(record, active, why)}),)
+        return Decision("stopping the scheduler on {}: {}".format(active, why), actions, 0.0,
+                        healthy=False, attempt_over="failed" if seen.attempt else "")
     return tell_that_it_runs(seen, configuration, waiting)
 
 
@@ -5593,14 +5760,20 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
         else:
             ended_s = intent.ended_s or 0.0
             late = ended_s >= configuration.settle_s
-            why = "no scheduler appeared within {:.0f} s after its start command ended".format(
-                ended_s)
+            why = "no scheduler appeared within {:.0f} s after its start command ended{}".format(
+                ended_s, " (with -D a stale airflow-scheduler.pid stands in its way)"
+                if starts_daemon(configuration.airflow_scheduler_start_command) else "")
         if late:
             failed = mark_failed(seen.record, node, why)  # once: only after the stop was answered
             return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
                             (StopScheduler(node, why), ChangeRecord({"failed": failed})), 0.0,
                             healthy=False, attempt_over="failed")
     return None
+
+
+def starts_daemon(command: str) -> bool:
+    """Whether a start command has Airflow itself go into the background."""
+    return bool(re.search(r"\bairflow\s+scheduler\b[^;&|]*\s(-D|--daemon)\b", command))
 
 
 def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -5699,6 +5872,14 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
                         healthy=False, attempt_over="refused")
     why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
     report = seen.reports[attempt.node]
+    if seen.database_was_away(seen.now - attempt.sent_at, configuration):
+        since_s = seen.now - attempt.sent_at + configuration.query_timeout   # counted, then sent
+        starts = tuple(start for start in seen.record.starts
+                       if seen.record.clock_s - start.at_s > since_s)
+        return Decision("the start on {} came to nothing: {}{}; Airflow's database did not answer "
+                        "then, so it is not held against the node".format(
+                            attempt.node, why, last_words(report)),
+                        (ChangeRecord({"starts": starts}),), healthy=False, attempt_over="failed")
     return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),
                     (ChangeRecord({"failed": mark_failed(seen.record, attempt.node, why)}),), 0.0,
                     healthy=False, attempt_over="failed")
@@ -5783,6 +5964,10 @@ def start_scheduler(seen: Observation, configuration: Any) -> Decision:
     proof = "; ".join(map(seen.reason, record.possible_nodes))
     starts = (record.starts + (StartMade(node, record.clock_s),))[
         -max(20, configuration.scheduler_restart_budget):]
+    if record.alive_at_s is not None and seen.database_was_away(
+            record.clock_s - record.alive_at_s, configuration):
+        starts = record.starts
+        proof += "; Airflow's database did not answer lately, so this start is not counted"
     change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts,
                            "vouched": ()}, new_move=record.started)
     return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
@@ -6024,6 +6209,7 @@ class FailoverController:
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
+        self.own_node.begin()
         self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         self._world.run_loops({
             "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
@@ -6184,7 +6370,13 @@ class FailoverController:
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
             self._attempt, self._sign(), alive_s,
             frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
-            self.lease.fell_back, self._raises)
+            self.lease.fell_back, self._raises, self._database_away_s(now))
+
+    def _database_away_s(self, now: float) -> Optional[float]:
+        failed_at = [self.jobs.failed_at]
+        if self._configuration.metadata_service_type == "SQLMetadataService":   # the same database
+            failed_at.append(self.lease.failed_at)
+        return min((now - at for at in failed_at if at is not None), default=None)
 
     def _stand_back(self) -> None:
         """No node answers, not even the own one, and the others live: leave the lease to them."""

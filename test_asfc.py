@@ -477,7 +477,7 @@ class SchedulerStandIn:
             if {helper}:
                 other("airflow scheduler -- DagFileProcessorManager", preexec_fn=os.setpgrp)
             if {task}:
-                other("airflow task", start_new_session=True)
+                other("airflow task runner:", start_new_session=True)
             for _ in range({forks}):
                 if not os.fork():
                     break
@@ -1136,7 +1136,7 @@ class ValidConfigurations(unittest.TestCase):
     def test_an_operators_commands_have_longer_limits(self):
         configuration = configured("airflow_scheduler_start_command = sudo systemctl restart s\n"
                                    "airflow_scheduler_stop_command = sudo systemctl stop s")
-        self.assertEqual((configuration.settle_s, configuration.stop_timeout_s), (35.0, 60.0))
+        self.assertEqual((configuration.settle_s, configuration.stop_timeout_s), (35.0, 86.0))
         self.assertEqual(configuration.airflow_scheduler_stop_command, "sudo systemctl stop s")
 
     def test_an_unknown_key_is_a_warning_with_the_nearest_name(self):
@@ -1219,6 +1219,13 @@ class AirflowsOwnKeys(unittest.TestCase):
                 (core + "\nsql_alchemy_conn_cmd = false", {}, "x://core"),
                 ("[core]\nsql_alchemy_conn =\n" + database, {}, "x://db"),
                 ("[core]\nbad = %Y\nsql_alchemy_conn = x://u:p%%40@h", {}, "x://u:p%40@h"),
+                ("[core]\nsql_alchemy_conn = x://a:p%%40ss%%25w%%3Ard@h:1/d", {},
+                 "x://a:p%40ss%25w%3Ard@h:1/d"),
+                (database, {"AIRFLOW__CORE__SQL_ALCHEMY_CONN_CMD": "echo x://cmd"}, "x://cmd"),
+                (core + "\n[database]\n# sql_alchemy_conn = \nsql_alchemy_pool_size = 5", {},
+                 "x://core"),
+                ("[core]\nsql_alchemy_conn_cmd = echo x://core\n"
+                 "[database]\nsql_alchemy_conn_cmd = echo x://db", {}, "x://db"),
                 ("[core]\nhost = h\nsql_alchemy_conn = x://%(host)s", {}, "x://h"),
                 ("[core]\nsql_alchemy_conn = x://${WHERE}/$HOME/~/$NONE",
                  {"WHERE": "$DEEP", "DEEP": "h"}, "x://h//home/me/~/$NONE"),
@@ -1249,13 +1256,31 @@ class AirflowsOwnKeys(unittest.TestCase):
         self.assertEqual(smtp, asfc.SmtpSettings("mail.x.org", 465, "ours", "p%w", False, True,
                                                  "Me <me@x.org>", 7.0))
 
+    def test_a_login_at_the_mail_server_is_ours_where_airflow_3_has_no_keys_for_it(self):
+        airflow_3 = ("[smtp]\nsmtp_host = localhost\nsmtp_starttls = True\nsmtp_ssl = False\n"
+                     "smtp_port = 25\nsmtp_mail_from = airflow@example.com\nsmtp_timeout = 30\n")
+        airflow_2 = airflow_3 + "smtp_user =\nsmtp_password =\n"
+        password = {"AIRFLOW__SCHEDULER_FAILOVER__SMTP_PASSWORD": "p%w"}
+        for airflow, section, environment, login in (
+                (airflow_3, "", {}, ("", "")), (airflow_2, "", {}, ("", "")),
+                (airflow_3 + "# smtp_user = airflow\n", "", {}, ("", "")),
+                (airflow_3, "smtp_user = me\nsmtp_password = a%b", {}, ("me", "a%b")),
+                (airflow_2, "smtp_user = me", password, ("me", "p%w")),
+                (airflow_3, "", {"AIRFLOW__SMTP__SMTP_USER": "env"}, ("env", ""))):
+            with self.subTest((section, environment)):
+                smtp = configured(section, airflow, environment).smtp
+                self.assertEqual((smtp.user, smtp.password), login)
+                self.assertEqual((smtp.port, smtp.starttls, smtp.ssl), (25, True, False))
+
     def test_the_health_page_is_asked_only_where_a_base_url_is_set(self):
         old, new = "/health", "/api/v2/monitor/health"
         for airflow, environment, expected in (
                 ("[webserver]\nbase_url = http://w:8080/\n", {},
                  ("http://w:8080" + old, "http://w:8080" + new)),
                 ("[api]\nbase_url = https://w/x\n", {}, ("https://w/x" + new, "https://w/x" + old)),
-                ("[api]\nport = 8080\n", {}, ()),
+                ("[api]\n# base_url = \nport = 8080\nhost = 0.0.0.0\n", {}, ()),
+                ("[api]\n# base_url =\n[webserver]\nbase_url = http://w\n", {},
+                 ("http://w" + old, "http://w" + new)),
                 ("", {"AIRFLOW__API__BASE_URL": "http://e"}, ("http://e" + new, "http://e" + old))):
             configuration = configured("", airflow, environment)
             self.assertEqual(configuration.health_urls, expected)
@@ -2481,6 +2506,7 @@ class NodeModel:
     promise ends (None: there is none), and `directory_id`.
     """
     OWN_WAIT_S = 1.0   # so long an own request waits for the lock
+    STOPPED = "asked it to end (SIGTERM), then ended what was left (SIGKILL)"   # the script counts
 
     def __init__(self, clock, directory="~/.asfc"):
         self.clock, self.directory = clock, directory
@@ -2687,7 +2713,7 @@ class NodeModel:
             self.command = None
         yield "start command killed"
         spared = [main for main in self.mains if request.keep and main[:2] == request.keep[:2]]
-        lines.append("done asked it to end (SIGTERM), then ended what was left (SIGKILL)"
+        lines.append("done " + self.STOPPED
                      if self.mains != spared or self.remnants
                      else "done there was nothing to stop")
         self.mains, self.remnants = spared, []
@@ -2785,12 +2811,17 @@ class NodePair:
         result = self.sandbox.world.run([self.nodes.command(request)])[0]
         report = self.nodes._report(request.node, request, result)
         refused = [words for words in self.REFUSALS if words in report.refused]
-        self.exercised["".join(refused) or report.done or report.state] += 1
+        self.exercised["".join(refused) or self.done(report) or report.state] += 1
         self.exercised["own"] += request.own
         self.exercised["held"] += self.HELD in report.reason
         self.exercised["directory"] += bool(report.directory)
         self.answers += 1
         return report
+
+    @staticmethod
+    def done(report):
+        stopped = NodeModel.STOPPED
+        return stopped if report.done.startswith(stopped) else report.done
 
     def plain(self, request, report):
         """A report without what may differ: pids, times, texts that name them."""
@@ -2799,7 +2830,7 @@ class NodePair:
                                         asfc.CommandResult(0, report or "", ""))
         intent = report.intent and (report.intent[:3] + (report.intent.ended_s is None,))
         return (report.answered, report.state, report.refused, report.gate, intent,
-                len(report.mains), len(report.remnants), report.done, report.output,
+                len(report.mains), len(report.remnants), self.done(report), report.output,
                 report.directory, self.HELD in report.reason)
 
     def compare(self, request, report, answer):
@@ -3134,7 +3165,7 @@ class NodeModelTests(unittest.TestCase):
                 "not started: a scheduler runs there already",
                 "not started: an earlier start is still under way",
                 "nothing was stopped: the scheduler to keep has ended",
-                "asked it to end (SIGTERM), then ended what was left (SIGKILL)"):
+                NodeModel.STOPPED):
             self.assertGreater(exercised[what], 0, what)
 
 
@@ -3147,10 +3178,137 @@ def stamped(term, move, instance="i1", cluster="c1"):
     return asfc.Stamp(cluster, asfc.Pair(term, move), instance)
 
 
+VENV = "/opt/venv/bin/python3.8 /opt/venv/bin/airflow scheduler"
+# The words of a command line, and what the judge on a node and the fence have to take them for:
+# 1 a scheduler's main process or a fork of it, 2 one of its named helpers, 0 something else.
+SCHEDULER_WORDS = (
+    (VENV, 1), (VENV + " -D", 1), ("airflow scheduler", 1), ("airflow scheduler -D", 1),
+    ("python -m airflow scheduler", 1), ("/usr/bin/python3 -sE /x/airflow scheduler", 1),
+    ("/usr/bin/python3 -W ignore /x/airflow scheduler", 1),
+    ("python3 -W error /x/airflow scheduler -D", 1),
+    ("/usr/bin/python3 -u -X dev /x/airflow scheduler", 1),
+    ("/opt/venv/bin/airflow scheduler -n 5", 1), ("/opt/venv/bin/airflow scheduler --pid /x", 1),
+    ("airflow scheduler -- DagFileProcessorManager", 2),
+    ("airflow scheduler - DagFileProcessor /d/x.py", 2),
+    ("sh -c sleep 200; : airflow scheduler", 0), ("sh -c airflow scheduler", 0),
+    ("grep airflow scheduler", 0), ("/bin/bash -c source a && airflow scheduler", 0),
+    ("bash -c nohup airflow scheduler >>log 2>&1 &", 0), ("vim airflow scheduler", 0),
+    ("vim airflow-scheduler.cfg", 0), ("tail -f scheduler.log", 0),
+    ("less /var/log/airflow scheduler.log", 0), ("airflow scheduler.log", 0),
+    ("ssh -tt b nohup airflow scheduler &", 0), ("airflow webserver scheduler", 0),
+    ("python3 /opt/venv/bin/airflow webserver -w 1", 0), ("airflow jobs check scheduler", 0),
+    ("airflow executor -- LocalExecutor", 0), ("airflow worker -- LocalExecutor: <idle>", 0),
+    ("airflow task runner: d t manual 5", 0), ("airflow serve-logs", 0),
+    ("airflow api_server -- host:0.0.0.0 port:28080", 0),
+    ("/opt/venv/bin/python /opt/venv/bin/airflow dag-processor", 0), ("airflow", 0), ("", 0))
+
+# What runs beside a scheduler and is nobody's to end, in lines of ps like those of JudgeTests.
+STRANGERS = """\
+    400 1 400 400 Ss sshd: airflow
+    401 400 401 401 Ss -bash
+    402 401 402 401 S vim airflow-scheduler.cfg
+    403 401 403 401 S less /var/log/airflow scheduler.log
+    404 401 404 401 S sh -c sleep 200; : airflow scheduler
+    410 1 410 410 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow webserver -w 1
+    411 410 411 410 S gunicorn: master [airflow-webserver]
+    412 411 411 410 S [ready] gunicorn: worker [airflow-webserver]
+    420 1 420 420 Ss airflow api_server -- host:0.0.0.0 port:28080
+    430 1 430 430 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow dag-processor
+    431 430 431 430 S airflow scheduler - DagFileProcessor /d/x.py
+    440 1 440 440 Ss /opt/venv/bin/python3 /opt/venv/bin/airflow celery worker
+    441 440 440 440 S airflow serve-logs
+    442 440 440 440 S airflow task supervisor: ['airflow', 'tasks', 'run', 'd', 't']
+    """
+
+# Airflow's process trees, in the shape in which they were captured: pid ppid pgid sid stat args.
+TREE_1_10 = """\
+    60 1 60 60 Ss {main}
+    """ + "".join("{0} 60 60 60 S {{main}}\n    ".format(pid) for pid in range(101, 134)) + """\
+    64 60 64 60 S airflow scheduler -- DagFileProcessorManager
+    65 64 64 60 Z [airflow schedul] <defunct>
+    66 101 60 60 S {python} run d t 2026-11-22T14:43:32 --local --pool default_pool -sd /d/x.py
+    67 66 67 60 S airflow task runner: d t 2026-11-22T14:43:32+00:00 5
+    68 67 68 68 Ss bash /tmp/airflowtmp1/t
+    69 68 68 68 S sleep 3000
+    """
+TREE_2 = """\
+    60 1 60 60 Ss {main}
+    61 60 60 60 Sl gunicorn: master [gunicorn]
+    62 60 60 60 S {main}
+    63 61 60 60 S gunicorn: worker [gunicorn]
+    64 60 60 60 Sl airflow executor -- LocalExecutor
+    65 60 60 60 S airflow worker -- LocalExecutor: ['airflow', 'tasks', 'run', 'd', 't']
+    66 60 60 60 S airflow worker -- LocalExecutor
+    67 60 67 60 S airflow scheduler -- DagFileProcessorManager
+    68 65 60 60 Sl airflow task supervisor: ['airflow', 'tasks', 'run', 'd', 't']
+    69 68 60 60 S airflow task runner: d t manual__2026-11-22T14:41:15+00:00 5
+    70 69 70 70 Ss /usr/bin/bash -c echo begin; sleep 3000; echo done
+    71 70 70 70 S sleep 3000
+    """
+TREE_3 = """\
+    60 1 60 60 Ssl {main}
+    61 60 60 60 S airflow serve-logs
+    62 60 60 60 S {main}
+    63 60 60 60 S airflow worker -- LocalExecutor: <idle>
+    64 60 60 60 S airflow worker -- LocalExecutor: 0193a1b2-c3d4
+    65 64 65 60 S airflow worker -- 0193a1b2-c3d4
+    66 65 66 66 Ss /usr/bin/bash -c echo begin; sleep 3000; echo done
+    67 66 66 66 S sleep 3000
+    """
+
+
+def tree(text, main=VENV, killed=(), inside=None):
+    """The processes of a captured tree: [(pid, ppid, pgid, sid, stat, args)].
+
+    Those that were killed are gone, and their children are pid 1's. A `main` without its leader,
+    60, may be `inside` the session of a shell that is dead.
+    """
+    lines = text.format(main=main, python=main.rpartition(" scheduler")[0]).strip().splitlines()
+    found = [line.split(None, 5) for line in lines]
+    return [(int(pid), 1 if int(parent) in killed else int(parent))
+            + tuple(inside if inside and int(number) == 60 else int(number)
+                    for number in (group, session)) + (state, args)
+            for pid, parent, group, session, state, args in found if int(pid) not in killed]
+
+
+REMEMBERED = "60:600:60:1:9000"   # the main process, seen on an earlier look
+# name: (processes, what is remembered, main processes, remnants)
+TREES = {
+    "1.10, LocalExecutor": (tree(TREE_1_10), "", {60}, set()),
+    "1.10, main killed": (tree(TREE_1_10, killed={60}), REMEMBERED, set(),
+                          {64, 66, 67} | set(range(101, 134))),
+    "1.10, main killed before it was ever seen": (
+        tree(TREE_1_10, killed={60}), "", set(), {64} | set(range(101, 134))),
+    "1.10, main ended by SIGTERM, its task goes on": (
+        tree(TREE_1_10, killed={60, 64, 65, 66} | set(range(101, 134))), REMEMBERED, set(), {67}),
+    "1.10, the signal was swallowed: main stays without its manager": (
+        tree(TREE_1_10, killed={64, 65}), REMEMBERED, {60}, set()),
+    "1.10, a daemon": (tree(TREE_1_10, VENV + " -D", inside=58), "", {60}, set()),
+    "2, LocalExecutor, its own health server": (tree(TREE_2), "", {60}, set()),
+    "2, main killed": (tree(TREE_2, killed={60}), REMEMBERED, set(),
+                       {61, 62, 63, 64, 65, 66, 67, 68, 69}),
+    "2, main killed, no health server": (tree(TREE_2, killed={60, 62}), REMEMBERED, set(),
+                                         {61, 63, 64, 65, 66, 67, 68, 69}),
+    "2, second SIGTERM: its tasks go on": (
+        tree(TREE_2, killed={60, 61, 62, 63, 64, 66, 67}), REMEMBERED, set(), {65, 68, 69}),
+    "2, a daemon": (tree(TREE_2, VENV + " -D", inside=58), "", {60}, set()),
+    "2, a daemon that hangs at birth": (
+        [(60, 1, 58, 58, "S", VENV + " -D")], "", {60}, set()),
+    "2, started by ssh and nohup": (tree(TREE_2, inside=58), "", {60}, set()),
+    "3, LocalExecutor, its own health server": (tree(TREE_3), "", {60}, set()),
+    "3, main killed": (tree(TREE_3, killed={60}), REMEMBERED, set(), {61, 62, 63, 64, 65}),
+    "3, a new one beside what a dead one left": (
+        tree(TREE_3, killed={60}) + [(300, 1, 300, 300, "Ss", VENV)], REMEMBERED, {300},
+        {61, 62, 63, 64, 65}),
+    "dead, but nobody has asked for its status yet": (
+        [(60, 1, 60, 60, "Z", "[airflow] <defunct>")], REMEMBERED, set(), set()),
+}
+
+
 class JudgeTests(unittest.TestCase):
     """The awk program alone, over made-up process lists. The asker is process 50, the user 7."""
     # pid ppid pgid sid uid stat args; then, beside ps: start time and image (the stack's address).
-    VENV = "/opt/venv/bin/python3.8 /opt/venv/bin/airflow scheduler"
+    VENV = VENV
     BASE = ["1 0 1 1 0 Ss init", "50 1 50 50 7 Ss sh -c eval"]
 
     def judge(self, lines, memory="", keep="", command="0:0:0", starts=None, awk=("awk",), status=0,
@@ -3197,26 +3355,23 @@ class JudgeTests(unittest.TestCase):
         return found
 
     def test_a_main_process_is_recognised_by_the_words_of_its_arguments(self):
-        for arguments, recognised in (
-                (self.VENV, True), (self.VENV + " -D", True), ("airflow scheduler", True),
-                ("python -m airflow scheduler", True),
-                ("/usr/bin/python3 -sE /x/airflow scheduler", True),
-                ("/usr/bin/python3 -W ignore /x/airflow scheduler", True),
-                ("/usr/bin/python3 -u -X dev /x/airflow scheduler", True),
-                ("/opt/venv/bin/airflow scheduler -n 5", True),
-                ("airflow scheduler -- DagFileProcessorManager", False),
-                ("airflow scheduler - DagFileProcessor /d/x.py", False),
-                ("sh -c sleep 200; : airflow scheduler", False), ("grep airflow scheduler", False),
-                ("/bin/bash -c source a && airflow scheduler", False),
-                ("vim airflow scheduler", False),
-                ("less /var/log/airflow scheduler.log", False), ("airflow scheduler.log", False),
-                ("ssh -tt b nohup airflow scheduler &", False),
-                ("airflow webserver scheduler", False),
-                ("python3 /opt/venv/bin/airflow webserver -w 1", False),
-                ("airflow", False), ("", False)):
+        for arguments, kind in SCHEDULER_WORDS:
             with self.subTest(arguments):
                 found = self.judge(self.BASE + ["60 1 60 60 7 Ss " + arguments])
-                self.assertEqual(found["settled"], [60] if recognised else [])
+                self.assertEqual((found["settled"], found.get("remnant", [])),
+                                 ([60] if kind == 1 else [], [60] if kind == 2 else []))
+
+    def test_each_captured_tree_is_one_scheduler_or_what_is_left_of_it_and_nothing_else_is(self):
+        strangers = tree(STRANGERS)
+        for name, (processes, memory, mains, remnants) in TREES.items():
+            with self.subTest(name):
+                lines = ["{} {} {} {} 7 {} {}".format(*one) for one in processes + strangers]
+                found = self.judge(self.BASE + lines, memory)
+                self.assertEqual(set(found["settled"]), mains)
+                self.assertEqual(set(found.get("remnant", [])), remnants)
+                self.assertEqual(set(found["kills"]),
+                                 {one[0] for one in processes if one[4] != "Z"})
+                self.assertEqual(len(found["tasks"]), sum("bash" in one[5] for one in processes))
 
     def test_a_session_that_was_given_a_dead_schedulers_number_has_no_remnants(self):
         lines = self.BASE + ["60 1 60 60 7 Ss -bash", "61 60 61 60 7 S vim", "62 1 62 60 7 S x"]
@@ -3467,21 +3622,23 @@ class GateTests(NodeTestCase):
             self.assertEqual(sandbox.nodes.query(["a"], newer)["a"].state, asfc.STOPPED)
         self.assertEqual(sandbox.scheduler.started(), [])
 
-    def late_start_after_a_move(self):
+    def late_start_after_a_move(self, expected):
         """A start on a at 1.1 is delayed, the scheduler is moved to b at 1.2; how many run then."""
         a, b = self.sandbox(), self.sandbox()
         b.configuration.node_name = "b"
         self.assertEqual(a.nodes.query(["a"], stamped(1, 2))["a"].state, asfc.STOPPED)
         b.nodes.start("b", stamped(1, 2))
         a.nodes.start("a", stamped(1, 1))
-        wait_until(lambda: b.scheduler.started(), 10, "b's scheduler starts")
-        time.sleep(0.3)   # time that a second one would have
-        return len(a.scheduler.started()) + len(b.scheduler.started())
+        def started():
+            return len(a.scheduler.started()) + len(b.scheduler.started())
+        wait_until(lambda: started() >= expected, 20, "the schedulers start")
+        time.sleep(0.3)   # time that one more would have
+        return started()
 
     def test_a_move_and_a_late_start_end_in_one_scheduler_and_without_the_gate_in_two(self):
-        self.assertEqual(self.late_start_after_a_move(), 1)
+        self.assertEqual(self.late_start_after_a_move(1), 1)
         self.patch_script("\npass_gate\n", "\ngate='1 1 i1 c1 a'; store gate \"$gate\"\n")
-        self.assertEqual(self.late_start_after_a_move(), 2)
+        self.assertEqual(self.late_start_after_a_move(2), 2)
 
     def test_damaged_state_and_a_full_disk_start_nothing_and_prove_nothing(self):
         sandbox = self.sandbox()
@@ -3799,6 +3956,7 @@ class StopTests(NodeTestCase):
         began = time.monotonic()
         report = sandbox.nodes.stop("a", stamped(1, 2))
         self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
+        self.assertIn("(SIGKILL): 6 processes, 1 of them tasks, which have to run", report.done)
         self.assertGreater(time.monotonic() - began, 2)
         self.assertEqual(processes_with(sandbox.directory), [])
 
@@ -3880,6 +4038,18 @@ class StopTests(NodeTestCase):
         self.assertEqual((report.state, report.remnants), (asfc.STOPPED, ()))
         self.assertEqual(processes_with(sandbox.directory), [])
 
+    def test_a_scheduler_that_a_stop_command_leaves_though_it_succeeds_is_ended_all_the_same(self):
+        """It was started by hand, beside the unit; or it swallowed the one SIGTERM."""
+        sandbox = self.sandbox()
+        sandbox.scheduler.behave(ignore_term=True)
+        main = self.started(sandbox, stamped(1, 1)).mains[0]
+        sandbox.configuration.airflow_scheduler_stop_command = "kill -TERM {}".format(main.pid)
+        report = sandbox.nodes.stop("a", stamped(1, 2))
+        self.assertEqual((report.state, report.done), (
+            asfc.STOPPED, "the stop command ended with status 0; asfc ended the scheduler that it "
+            "left"))
+        self.assertFalse(process_lives(main.pid))
+
     def test_a_stop_command_that_hangs_is_ended(self):
         sandbox = self.sandbox()
         sandbox.configuration.airflow_scheduler_stop_command = "sleep 60; : " + sandbox.directory
@@ -3903,6 +4073,16 @@ class StopTests(NodeTestCase):
                         "echo so; exit {}".format(status))
                     report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
                     self.assertEqual(report.state, state)
+                    if status == 3 and not running:   # as `systemctl is-active` says it
+                        for said in ("activating", "deactivating"):
+                            configuration.airflow_scheduler_status_command = (
+                                "echo {}; exit 3".format(said))
+                            report = sandbox.nodes.query(["a"], stamped(1, 1))["a"]
+                            self.assertEqual((report.state, report.reason), (
+                                asfc.UNKNOWN,
+                                "its status command ended with status 3: " + said))
+                            report = sandbox.nodes.start("a", stamped(1, 1))
+                            self.assertIn("not started", report.done)
                     if status in (1, 4):
                         self.assertIn("status {}: so".format(status), report.reason)
                         report = sandbox.nodes.start("a", stamped(1, 1))
@@ -4138,16 +4318,20 @@ class FenceTargetsTest(unittest.TestCase):
                 for kind in asfc.fence_targets(processes, 1000, "a")]
 
     def test_schedulers_are_recognised_by_their_words_as_on_a_node(self):
-        cases = (("airflow scheduler", 1), ("python3 -m airflow scheduler", 0),
-                 ("python3 -W error /x/airflow scheduler -D", 1), (self.SCHEDULER, 1),
-                 ("airflow scheduler -- DagFileProcessorManager", 2), ("airflow webserver", 0),
-                 ("airflow scheduler - DagFileProcessor /x.py", 2), ("vim airflow scheduler", 0),
-                 ("sh -c airflow scheduler", 0), ("airflow", 0), ("", 0))
-        for words, kind in cases:
+        for words, kind in SCHEDULER_WORDS:
             with self.subTest(words):
-                if words.startswith("python3 -m"):
-                    kind = 1   # -m is one of the interpreter's own words
                 self.assertEqual(asfc.scheduler_kind(words.split()), kind)
+
+    def test_of_each_captured_tree_that_asfc_started_nothing_is_left_and_no_stranger_ended(self):
+        for name, (processes, _, mains, _) in TREES.items():
+            with self.subTest(name):
+                own = [local(pid, args, parent, session, "a")
+                       for pid, parent, _, session, state, args in processes if state != "Z"]
+                found = self.pids(*own + [
+                    local(pid, args, parent, session)
+                    for pid, parent, _, session, _, args in tree(STRANGERS)])
+                self.assertLessEqual(mains, set(found[1]))
+                self.assertEqual(sorted(sum(found, [])), sorted(one.pid for one in own))
 
     def test_children_and_the_session_that_it_leads_go_with_a_scheduler(self):
         self.assertEqual(self.pids(
@@ -4236,6 +4420,9 @@ class SelfFenceTest(unittest.TestCase):
         self.assertEqual(bench.sent, [])
         bench.run_for(0.2)
         self.assertEqual(bench.sent, [(12, signal.SIGKILL), (10, signal.SIGTERM)])
+        self.assertEqual(list(bench.fence.sentences), [
+            "fencing this node: its heartbeat is not confirmed for 20 s; a scheduler has 5 s to "
+            "end, then it is ended with its tasks"])
         self.assertFalse(bench.fence.clean)
         self.assertFalse(bench.fence.may_write())
         bench.run_for(4.7)
@@ -4245,6 +4432,20 @@ class SelfFenceTest(unittest.TestCase):
         self.assertLess(bench.time - 1000.0 + 0.5, settings().promise_s)
         bench.run_for(1)
         self.assertTrue(bench.fence.clean and bench.fence.may_write())
+
+    def test_tasks_that_outlive_a_main_process_ended_by_sigterm_are_ended_after_the_grace(self):
+        bench = self.bench
+        task = [local(21, "airflow task runner: d t", 10, 10), local(22, "bash /tmp/t", 21)]
+        bench.list = [local(10, "airflow scheduler")] + task
+        bench.promise()
+        bench.run_for(20.1)
+        self.assertEqual(bench.sent, [(10, signal.SIGTERM)])
+        bench.list = [task[0]._replace(parent=1), task[1]]   # nobody knows whose they are now
+        bench.run_for(1)
+        self.assertFalse(bench.fence.clean)
+        bench.run_for(4.5)
+        self.assertEqual(bench.sent[1:], [(21, signal.SIGKILL), (22, signal.SIGKILL)])
+        self.assertTrue(bench.fence.clean)
 
     def test_what_comes_up_after_the_deadline_is_ended_too(self):
         bench = self.bench
@@ -4476,9 +4677,19 @@ class ListHandler(logging.Handler):
 
 class HealthTest(unittest.TestCase):
     def test_pages_that_prove_nothing_are_told_from_those_that_do(self):
+        others = {"triggerer": {"status": None, "latest_triggerer_heartbeat": None},
+                  "dag_processor": {"status": None, "latest_dag_processor_heartbeat": None}}
+        newer = dict(others, **json.loads(health_page(scheduler="unhealthy")))
+        down = json.loads(health_page(None, "unhealthy", "unhealthy"))
+        down["triggerer"] = dict(others["triggerer"], status="unhealthy")
         cases = ((health_page(), "12:00:00"), (health_page(scheduler="unhealthy"), "12:00:00"),
                  (health_page(None, "unhealthy"), "never"),
-                 (health_page(database="unhealthy"), None), ("", None), ("<html>", None),
+                 (json.dumps(newer), "12:00:00"),                   # of 2 and 3
+                 (json.dumps(down, indent=4), None),                # with HTTP 200, of 2 and 3
+                 ('{"error":"Moved in Airflow 3. Please change config to check `/api`"}', None),
+                 ("", None),                                        # the scheduler's own, HTTP 200
+                 ("<!DOCTYPE HTML><html><p>Error code: 503</p></html>", None),
+                 (health_page(database="unhealthy"), None), ("<html>", None),
                  ("[]", None), ("{}", None), ("null", None),
                  ('{"metadatabase": "healthy"}', None))
         for text, expected in cases:
@@ -5088,12 +5299,15 @@ class VirtualJobTable:
 
     def __init__(self, cluster):
         self.cluster, self.wall_s, self.rows, self.seen = cluster, {}, {}, {}
+        self.away = False
 
     def describe(self):
         return "virtual database"
 
     def scheduler_jobs(self):
         self.cluster.clock.wait(0.01)
+        if self.away:
+            raise asfc.MetadataError("the virtual database is away")
         now = self.cluster.clock.time
         for name, model in self.cluster.models.items():
             for main in model.mains:
@@ -5184,8 +5398,21 @@ class VirtualCluster:
             model.fail("airflow: broken")
             return
         model.appear()
+        self.lose_database()
         alive = sum(len(model.mains) for model in self.models.values())
         self.most_alive = max(self.most_alive, alive)
+
+    def lose_database(self, away=None):
+        """Some seconds after Airflow 2 and 3 have lost their database, or could not reach it when
+        they came up, the scheduler ends."""
+        if away is not None:
+            self.job_table.away = away
+
+        def end():
+            if self.job_table.away:
+                self.kill_scheduler()
+        if self.job_table and self.job_table.away:
+            self.clock.call(self.clock.time + 4.0, end)
 
     def health_page(self):
         """Airflow's health page: a scheduler that lives and is not hung beats every 5 s."""
@@ -5413,6 +5640,76 @@ class VirtualHourTest(unittest.TestCase):
             cluster.clock.wait(600)
         cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.most_alive), ("b", 1), cluster.lines[-20:])
+        self.assertEqual(cluster.starts, 2, "it is not tried again where it hung at its birth")
+
+    def outages(self, lengths, metadata_too, pause_s=90.0, **keys):
+        """Outages of Airflow's database, with the metadata in it or elsewhere; after each one the
+        scheduler has to run again, at home, within the time of the table."""
+        cluster = self.cluster_with("table", **keys)
+        metadata, record = cluster.metadata, None
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            for length_s in lengths:
+                cluster.lose_database(True)
+                metadata.away = metadata_too
+                cluster.clock.wait(length_s)
+                metadata.away = False
+                cluster.lose_database(False)
+                cluster.clock.wait(23 + 2 * cluster.START_S + 6)
+                self.assertEqual(cluster.home(), "a", "\n".join(cluster.lines[-30:]))
+                cluster.clock.wait(pause_s)
+            return asfc.cluster_record(metadata.records)
+        record = cluster.clock.drive(play)
+        self.assertEqual((record.failed, cluster.most_alive), ((), 1))
+        self.assertEqual(len(record.starts), 1, "the first start alone counts for the budget")
+        return cluster
+
+    def test_schedulers_that_end_because_the_database_blinks_are_held_against_no_node(self):
+        cluster = self.outages([30.0] * 4 + [6.0, 200.0], metadata_too=True)
+        self.assertEqual(cluster.starts, 7)
+        lines = "\n".join(cluster.lines)
+        self.assertIn("Airflow's database did not answer lately, so this start is not counted",
+                      lines)
+        self.assertNotIn("it is hung", lines)
+        history = asfc.history_events(cluster.metadata.records)
+        self.assertTrue([event for event in history if event.what.startswith(
+            "the metadata service did not answer for 2")])
+
+    def test_starts_that_fail_while_the_database_is_away_are_held_against_no_node(self):
+        cluster = self.outages([30.0, 30.0, 300.0], metadata_too=False,
+                               metadata_service_type="ZookeeperMetadataService")
+        self.assertGreater(cluster.starts, 10)
+        self.assertIn("Airflow's database did not answer then, so it is not held against the node",
+                      "\n".join(cluster.lines))
+
+    def test_a_database_that_is_frozen_is_no_hung_scheduler(self):
+        """With `keep` nothing is touched, and log and history speak of the database."""
+        cluster = self.cluster_with("table", on_metadata_loss="keep")
+
+        def play():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            cluster.job_table.away = cluster.metadata.away = True
+            cluster.hung.add("a")     # it lives, and can't write its heartbeat
+            cluster.clock.wait(60)
+            cluster.job_table.away = cluster.metadata.away = False
+            cluster.clock.wait(3)
+            cluster.hung.clear()
+            cluster.clock.wait(120)
+        cluster.clock.drive(play)
+        self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        log = "\n".join(cluster.lines)
+        for words in ("the metadata service failed: the virtual metadata service is away",
+                      "the job table gives no evidence: the virtual database is away"):
+            self.assertIn(words, log)
+        history = [event.what for event in asfc.history_events(cluster.metadata.records)]
+        self.assertIn("the metadata service did not answer for 6", "\n".join(history))
+        for words in ("hung", "stop"):
+            self.assertNotIn(words, log + "\n".join(history))
 
     def test_a_node_whose_controller_died_is_not_silent_while_it_answered_the_standbys(self):
         """Its record stands still for W; then it is busy for longer than two queries take."""
@@ -6359,46 +6656,173 @@ class OwnNodeTest(unittest.TestCase):
                                              asfc.Stamp("cluster", PAIR, "me")])
 
 
-class PromisesThatCanBeKept(unittest.TestCase):
-    def test_only_who_may_signal_a_scheduler_that_nothing_brings_back_promises(self):
-        class Recorded:
-            def user_id(self, name):
-                return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+class RecordedSystemctl:
+    """The door of a host on which systemd runs, with answers of systemctl in their usual form."""
+    SSHD = "LoadState=loaded\nMainPID=400\nRestart=on-failure\nUnitFileState=enabled\n"
 
-            def run(self, commands):
-                return [asfc.CommandResult(*self.shown)]
-        unit = "sudo -n systemctl restart airflow-scheduler"
-        shown = "Restart={}\nUnitFileState={}\n"
-        cases = (
-            ("", "", None, ""), ("me", "", None, ""), ("airflow", "", None, "another user"),
-            ("nobody-here", "", None, "no user nobody-here"),
-            ("", unit, (0, shown.format("no", "disabled"), ""), ""),
-            ("", unit, (0, shown.format("no", "static"), ""), ""),
-            ("", unit, (0, shown.format("always", "disabled"), ""), "Restart=always"),
-            ("", unit, (0, shown.format("no", "enabled"), ""), "is enabled"),
-            ("", unit, (0, shown.format("no", "enabled-runtime"), ""), "is enabled"),
-            ("", unit, (0, shown.format("no", "") + "LoadState=not-found\n", ""), "does not tell"),
-            ("", unit, (0, shown.format("no", "") + "LoadState=loaded\n", ""), ""),
-            ("", "sudo service airflow-scheduler start", (
-                0, shown.format("on-failure", "disabled"), ""), "Restart=on-failure"),
-            ("", unit, (1, "", "Failed to connect to bus"), "does not tell"),
-            ("", unit, (None, "", "", "no such program"), "does not tell"),
-            ("", "/opt/start-scheduler", None, ""))
-        for user, command, answer, words in cases:
-            with self.subTest((user, command, answer)):
-                world = Recorded()
-                world.shown = answer
-                why = asfc.why_no_promise(world, settings(
-                    scheduler_user=user, airflow_scheduler_start_command=command))
-                self.assertEqual((bool(why), words in why), (bool(words), True), why)
+    def __init__(self):
+        self.time, self.asked, self.files = 1000.0, [], {"/proc/1/comm": "systemd\n"}
+        self.units = {"ssh": self.SSHD, "asfc": self.SSHD}
+
+    def unit(self, name, restart="no", state="disabled", pid=0):
+        self.units[name] = "LoadState=loaded\nMainPID={}\nRestart={}\nUnitFileState={}\n".format(
+            pid, restart, state)
+
+    def now(self):
+        return self.time
+
+    def user_id(self, name):
+        return {"": 1000, "root": 0, "airflow": 50000, "me": 1000}.get(name)
+
+    def environment(self):
+        return {}
+
+    def read_text(self, path):
+        return self.files.get(path)
+
+    def run(self, commands):
+        (command,) = commands
+        self.asked.append(" ".join(command.argv[:command.argv.index("-p")]))
+        if "--user" in command.argv:
+            assert command.environment == {"XDG_RUNTIME_DIR": "/run/user/1000"}
+        name = command.argv[command.argv.index("show") + 1]
+        found = self.units.get(name, "LoadState=not-found\nMainPID=0\nRestart=no\n")
+        if isinstance(found, asfc.CommandResult):
+            return [found]
+        return [asfc.CommandResult(0, found, "")]
+
+
+class PromisesThatCanBeKept(unittest.TestCase):
+    def test_only_who_may_signal_the_scheduler_promises(self):
+        for user, words in (("", ""), ("me", ""), ("airflow", "another user"),
+                            ("nobody-here", "no user nobody-here")):
+            why = asfc.why_no_promise(RecordedSystemctl(), settings(scheduler_user=user))
+            self.assertEqual((bool(why), words in why), (bool(words), True), why)
 
     def test_the_unit_is_found_in_a_start_command(self):
         for command, unit in (
-                ("systemctl start x", "x"), ("/usr/bin/systemctl restart a@b", "a@b"),
-                ("sudo systemctl --no-block restart x.service", "x.service"),
-                ("sudo /usr/sbin/service x restart", "x"), ("my.service x start", ""),
-                ("service x stop", ""), ("airflow scheduler -D", ""), ("systemctl stop x", "")):
+                ("systemctl start x", ("x",)), ("/usr/bin/systemctl restart a@b", ("a@b",)),
+                ("sudo systemctl --no-block restart x.service", ("x",)),
+                ("sudo -n systemctl reload-or-restart x", ("x",)),
+                ("systemctl --user restart x", ("--user", "x")),
+                ("XDG_RUNTIME_DIR=/run/user/7 systemctl start --user x", ("--user", "x")),
+                ("sudo service x restart", ("x",)), ("airflow scheduler -D", ()),
+                ("systemctl stop x", ()), ("service x stop", ()), ("my.service x start", ())):
             self.assertEqual(asfc.systemd_unit(command), unit)
+
+    def test_a_unit_that_a_start_command_starts_must_neither_be_restarted_nor_enabled(self):
+        no_bus = asfc.CommandResult(1, "", "Failed to connect to bus: No such file or directory")
+        no_program = asfc.CommandResult(None, "", "", "systemctl: No such file or directory")
+        for restart, state, words in (
+                ("no", "disabled", ""), ("no", "static", ""), ("no", "linked", ""),
+                ("always", "disabled", "Restart=always"), ("on-failure", "static", "on-failure"),
+                ("no", "enabled", "is enabled"), ("no", "enabled-runtime", "is enabled"),
+                (no_bus, "", "does not tell"), (no_program, "", "does not tell"),
+                (None, "", "does not tell")):
+            for user in ("", "--user "):
+                with self.subTest((restart, state, user)):
+                    world = RecordedSystemctl()
+                    world.unit("x", restart, state)
+                    if not isinstance(restart, str):
+                        world.units["x"] = restart or "LoadState=not-found\nRestart=no\n"
+                    watch = asfc.SystemdWatch(world, settings(
+                        airflow_scheduler_start_command="systemctl {}restart x".format(user)))
+                    watch.look([])
+                    self.assertEqual((bool(watch.sentence), words in watch.sentence),
+                                     (bool(words), True), watch.sentence)
+                    self.assertEqual(world.asked, ["systemctl {}show x".format(user)])
+                    if "enabled" in words:
+                        self.assertIn("`systemctl {}disable x`".format(user), watch.sentence)
+                    elif "on-" in words:
+                        self.assertIn("`systemctl {}edit x`".format(user), watch.sentence)
+
+    def test_a_unit_that_runs_the_scheduler_found_here_is_noticed_however_that_was_started(self):
+        slices = "0::/user.slice/user-1000.slice/user@1000.service/app.slice/{}\n"
+        v1 = "3:pids:/\n1:name=systemd:/system.slice/{}\n"
+        cases = (
+            # the scheduler's control group, the main process of its unit, whether that runs it
+            ("0::/system.slice/af.service\n", 60, True), (v1.format("af.service"), 60, True),
+            (slices.format("af.service"), 60, True),
+            ("0::/system.slice/af.service\n", 59, True),          # the shell of the shipped unit
+            ("0::/system.slice/af.service\n", 58, False),         # it only started this one
+            ("0::/system.slice/ssh.service\n", None, False),      # a login by ssh
+            ("0::/system.slice/asfc.service\n", None, False),     # asfc's own start
+            ("0::/user.slice/user-1000.slice/session-3.scope\n", None, False),
+            (slices.format("tmux-spawn-1.scope"), None, False), ("0::/\n", None, False),
+            (None, None, False))
+        for group, pid, fights in cases:
+            with self.subTest((group, pid)):
+                world = RecordedSystemctl()
+                world.unit("af", "always", "enabled", pid)
+                world.files.update({"/proc/60/cgroup": group, "/proc/59/comm": "bash\n",
+                                    "/proc/58/comm": "supervisord\n"})
+                parent = 58 if pid == 58 else 59
+                watch = asfc.SystemdWatch(world, settings())
+                watch.look([local(60, VENV, parent)])
+                self.assertEqual("has Restart=always" in watch.sentence, fights, watch.sentence)
+                self.assertEqual("--user" in watch.sentence, fights and "user@" in group)
+                world.files["/proc/1/comm"] = "tini\n"
+                contained = asfc.SystemdWatch(world, settings())
+                contained.look([local(60, VENV, parent)])
+                self.assertEqual(contained.sentence, "", "no systemd of its own")
+
+    def test_a_unit_is_asked_again_for_a_new_process_and_each_minute_and_not_between(self):
+        world = RecordedSystemctl()
+        world.unit("af", "always", pid=60)
+        world.files["/proc/60/cgroup"] = world.files["/proc/61/cgroup"] = (
+            "0::/system.slice/af.service\n")
+        watch = asfc.SystemdWatch(world, settings())
+
+        def asked(seconds, *pids):
+            world.time, world.asked[:] = world.time + seconds, []
+            watch.look([local(pid, VENV) for pid in pids])
+            return bool(world.asked), bool(watch.sentence)
+        self.assertEqual(asked(0), (False, False))
+        self.assertEqual(asked(3, 60), (True, True))
+        self.assertEqual(asked(3, 60), (False, True))
+        self.assertEqual(asked(3), (False, True), "it died: the unit starts it again in 5 s")
+        self.assertEqual(asked(60), (True, True))
+        world.unit("af", "no", pid=60)
+        self.assertEqual(asked(59, 60), (True, False), "an operator has changed the unit")
+        world.unit("af", "always", pid=60)
+        self.assertEqual(asked(59, 60), (False, False))
+        self.assertEqual(asked(1, 60), (True, True))
+        del world.files["/proc/61/cgroup"]
+        self.assertEqual(asked(3, 61), (False, False), "asfc's own start, without a unit")
+        self.assertEqual(asked(300, 61), (False, False))
+
+    def test_a_unit_that_fights_asfc_is_told_and_takes_the_promise_back_before_it_is_made(self):
+        bench, world = ControllerBench(), RecordedSystemctl()
+        world.unit("af", "always", pid=60)
+        bench.files.update(world.files)
+        bench.files["/proc/60/cgroup"] = "0::/system.slice/af.service\n"
+        bench.user_id, bench.environment, bench.run = (
+            lambda name: 1000, world.environment, world.run)
+        bench.list = [local(60, VENV)]
+        lines = []
+        handler = ListHandler(lines)
+        bench.log.addHandler(handler)
+        self.addCleanup(bench.log.removeHandler, handler)
+        lease = bench.controller("a")
+        main = asfc.Process(60, 600, 1, 60, 1000, VENV)
+        own = asfc.OwnNode(bench, settings(), NodesBench(report_of("a", "running", mains=(main,))),
+                           lease, lease.nodes, bench.log)
+        own.begin()
+        for _ in range(3):
+            lease.beat()
+            record = bench.node("a")
+            self.assertTrue(record is None or record.promise_s is None)
+            own.step()
+        self.assertIn("its unit af has Restart=always", bench.node("a").no_promise)
+        told = [line for line in lines if "this node promises nothing: its unit af" in line]
+        self.assertEqual(len(told), 1)
+        history = asfc.HistoryEvent.all_from_text(bench.records["history"].value)
+        self.assertEqual([event.what[:20] for event in history], ["systemd fights asfc:"])
+        world.unit("af", "no", pid=60)
+        bench.time += 61
+        own.step()
+        lease.beat()
+        self.assertEqual(bench.node("a").promise_s, 29.5)
 
 
 ###############################################################################
@@ -6593,6 +7017,20 @@ class DecisionTest(unittest.TestCase):
             observed("a", {}, attempt=SEEN), "failed", "it died within 10 s of its start"),
         "a start that did not arrive is no failure": (
             observed("a", {}, attempt=SEEN._replace(seen_at=None)), "", "did not take place"),
+        "died at its start while the database was away: not held against the node": (
+            observed("a", {}, attempt=SEEN, starts=starts_at(8100.0, 8990.0))._replace(
+                database_away_s=19.0), "starts", "it is not held against the node"),
+        "died at a start that was not counted": (
+            observed("a", {}, attempt=SEEN, starts=starts_at(8100.0, 8984.0))._replace(
+                database_away_s=9.0), "starts", "it is not held against the node"),
+        "died at its start, and the database was away before that": (
+            observed("a", {}, attempt=SEEN)._replace(database_away_s=21.0), "failed", "it died"),
+        "dead since the database was away: the start is not counted": (
+            observed("a", {}, starts=starts_at(8500.0, 8600.0), alive_at_s=8960.0)._replace(
+                database_away_s=49.0), "possible=a new; start a", "this start is not counted"),
+        "dead, and the database was away long before": (
+            observed("a", {}, alive_at_s=8960.0)._replace(database_away_s=51.0),
+            "possible=a new; start a", "a: none runs"),
         "remnants are stopped before the next start": (
             observed("a", {"a": report_of("a", "stopped", remnants=(REMNANT,))}), "stop a",
             "remnants"),
@@ -6601,6 +7039,8 @@ class DecisionTest(unittest.TestCase):
             "possible=a new; start a", "starting"),
         "hung: two signs": (
             observed("a", {"a": "running"}, health=STUCK), "stop a", "hung"),
+        "hung since its birth: a failed start": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN), "stop a; failed", "hung"),
         "one sign is not hung: the page can't be read": (
             observed("a", {"a": "running"}, health=STUCK._replace(readable=False)), "",
             "no action"),
@@ -6692,6 +7132,15 @@ class DecisionTest(unittest.TestCase):
                 self.assertEqual(in_words(decision), actions)
                 self.assertIn(words, decision.sentence)
 
+    def test_starts_that_the_database_is_to_blame_for_leave_the_budget_alone(self):
+        for name, starts in (
+                ("died at its start while the database was away: not held against the node", 1),
+                ("died at a start that was not counted", 2),
+                ("dead since the database was away: the start is not counted", 2),
+                ("dead, and the database was away long before", 1)):
+            decision = asfc.decide(self.CASES[name][0], settings())
+            self.assertEqual(len(decision.actions[0].fields["starts"]), starts, name)
+
     def test_fence_command_goes_before_silence_and_silence_counts_when_it_has_failed(self):
         with_command = settings(fence_command="switch-off")
         for facts, actions in (
@@ -6770,6 +7219,17 @@ class DecisionTest(unittest.TestCase):
             (asfc.RaiseTerm(pair), "take a term above 3.5"))
         for action, words in cases:
             self.assertEqual(asfc.action_in_words(action), words)
+
+    def test_a_daemon_that_does_not_appear_is_a_failed_start_with_a_word_about_its_pid_file(self):
+        for command, told in (("airflow scheduler -D", True), ("airflow scheduler --daemon", True),
+                              (". /v/bin/activate; airflow scheduler -n 5 -D", True),
+                              ("airflow scheduler", False), ("tmux -D x airflow scheduler", False)):
+            ended = ENDED._replace(ended_s=36.0)
+            seen = observed("a", {"a": report_of("a", "starting", intent=ended)})
+            decision = asfc.decide(seen, settings(
+                airflow_scheduler_start_command=command, settle_s=35.0))
+            self.assertEqual(in_words(decision), "stop a; failed")
+            self.assertEqual("airflow-scheduler.pid" in decision.sentence, told, command)
 
     def test_paused_nothing_is_done_and_a_start_is_not_judged_afterwards(self):
         for name, (seen, _, _) in self.CASES.items():
