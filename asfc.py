@@ -5764,10 +5764,13 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
                 ended_s, " (with -D a stale airflow-scheduler.pid stands in its way)"
                 if starts_daemon(configuration.airflow_scheduler_start_command) else "")
         if late:
-            failed = mark_failed(seen.record, node, why)  # once: only after the stop was answered
+            actions: Tuple[Any, ...] = (StopScheduler(node, why),)
+            if seen.database_was_away(intent.age_s, configuration):
+                why += "; Airflow's database did not answer then"
+            else:   # once: only after the stop was answered
+                actions += (ChangeRecord({"failed": mark_failed(seen.record, node, why)}),)
             return Decision("the start on {} failed: {}{}".format(node, why, last_words(report)),
-                            (StopScheduler(node, why), ChangeRecord({"failed": failed})), 0.0,
-                            healthy=False, attempt_over="failed")
+                            actions, 0.0, healthy=False, attempt_over="failed")
     return None
 
 

@@ -783,6 +783,19 @@ class DoorTest(unittest.TestCase):
                 with self.assertRaises(OSError):
                     self.world.http_get(url, 5)
 
+    def test_a_command_line_of_one_text_is_split_and_a_zombie_is_no_process(self):
+        """Airflow 2 gives itself one text with blanks for a command line."""
+        process = subprocess.Popen([VENV + " -D", "60"], executable=find_program("sleep"))
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+
+        def listed():
+            return [one.words for one in asfc.World().processes() if one.pid == process.pid]
+        wait_until(lambda: listed() == [tuple(VENV.split()) + ("-D", "60")], 5, listed)
+        process.kill()
+        wait_until(lambda: process_fields(process.pid)[0] == "Z", 5, "it is a zombie")
+        self.assertEqual(listed(), [])
+
     def test_no_stop_signal_is_lost_while_other_threads_run_commands(self):
         """When the main thread only joins the others, one of ten signals or so is."""
         program = (
@@ -4877,6 +4890,17 @@ class JobWatchTest(unittest.TestCase):
         bench.after(10, job(1, "a", "12:00:05"))
         self.assertEqual(bench.lines[1:], ["the job table can be read: the test's database"])
 
+    def test_a_database_is_lost_when_a_table_that_could_be_read_can_not_be_read(self):
+        bench = JobBench()
+        bench.after(10, self.AWAY)
+        self.assertIsNone(bench.watch.failed_at, "it may never be readable from here")
+        bench.after(10, job(1, "a", "12:00:00"))
+        bench.after(10, None)
+        self.assertIsNone(bench.watch.failed_at)
+        bench.after(10, self.AWAY)
+        bench.after(10, job(1, "a", "12:00:20"))
+        self.assertEqual(bench.watch.failed_at, bench.time - 10)
+
     def test_where_there_is_no_such_table_it_is_asked_for_once_a_minute(self):
         bench = JobBench(poll_frequency=3.0)
         for _ in range(3):
@@ -5684,6 +5708,22 @@ class VirtualHourTest(unittest.TestCase):
         self.assertGreater(cluster.starts, 10)
         self.assertIn("Airflow's database did not answer then, so it is not held against the node",
                       "\n".join(cluster.lines))
+
+    def test_metadata_that_is_away_explains_no_death_where_it_is_not_airflows_database(self):
+        for kind, counted in (("ZookeeperMetadataService", 2), ("SQLMetadataService", 1)):
+            cluster = self.cluster_with("table", metadata_service_type=kind)
+
+            def play(cluster=cluster):
+                for name in cluster.models:
+                    cluster.start_controller(name)
+                cluster.clock.wait(120)
+                cluster.metadata.away = True
+                cluster.clock.wait(8)
+                cluster.kill_scheduler()
+                cluster.metadata.away = False
+                cluster.clock.wait(60)
+                return asfc.cluster_record(cluster.metadata.records)
+            self.assertEqual(len(cluster.clock.drive(play).starts), counted, kind)
 
     def test_a_database_that_is_frozen_is_no_hung_scheduler(self):
         """With `keep` nothing is touched, and log and history speak of the database."""
@@ -6991,6 +7031,9 @@ class DecisionTest(unittest.TestCase):
         "a start that showed no process has failed": (
             observed("a", {"a": report_of("a", "starting", intent=ENDED)}), "stop a; failed",
             "no scheduler appeared within 6 s"),
+        "a start that showed no process while the database was away": (
+            observed("a", {"a": report_of("a", "starting", intent=ENDED)})._replace(
+                database_away_s=45.0), "stop a", "Airflow's database did not answer then"),
         "a start that was left open on another node is ended, too": (
             observed("ba", {"a": "running", "b": report_of("b", "starting", intent=ENDED)}),
             "stop b; failed", "the start on b failed"),
