@@ -5770,6 +5770,20 @@ class VirtualHourTest(unittest.TestCase):
         home = cluster.clock.drive(play)
         self.assertEqual((cluster.home(), cluster.starts, cluster.most_alive), (home, 1, 1))
 
+    def test_units_are_asked_about_before_anything_is_promised(self):
+        cluster, seen = VirtualCluster(3), []
+        cluster.models["a"].mains.append(asfc.Process(70, 7000, 1, 70, 0, VENV))
+        self.addCleanup(setattr, asfc.SystemdWatch, "look", asfc.SystemdWatch.look)
+        asfc.SystemdWatch.look = lambda watch, mains: seen.append(
+            ([main.pid for main in mains], sorted(cluster.metadata.records)))
+
+        def play():
+            cluster.start_controller("a")
+            cluster.clock.wait(20)
+        cluster.clock.drive(play)
+        self.assertEqual(seen[0], ([70], []))
+        self.assertEqual(seen[-1][0], [70])
+
     def test_the_same_hour_twice_is_the_same_to_the_byte(self):
         runs = [an_hour(seed=7, seconds=1200) for _ in range(2)]   # the quiet rest is shorter
         texts = [repr((seen, cluster.lines, cluster.mails,
