@@ -57,8 +57,8 @@ The protections
 
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
-    node records, health evidence, alerts, lease, this node, decision, the failover controller, the
-    demo, the command line. Each section uses only what stands above it.
+    node records, health evidence, alerts, lease, this node, the service manager, decision, the
+    failover controller, the demo, the command line. Each section uses only what stands above it.
 """
 import argparse
 import base64
@@ -263,7 +263,11 @@ class World:
     SIGNAL_WAIT_S = 0.5
 
     def __init__(self) -> None:
+        self.notify_socket = ""   # where a service manager listens; "": nowhere
+        self.watchdog_s = 0.0     # it ends a service that is silent for so long; 0: it does not
         self._wakers: Dict[str, threading.Event] = {}
+        self._hung_up = False
+        self._hangup_handler: Callable[[], None] = lambda: None
 
     # -- time and identity
 
@@ -314,6 +318,10 @@ class World:
         with open("/proc/uptime") as file:
             return boot, float(file.read().split()[0])
 
+    def monotonic_us(self) -> int:
+        """Microseconds of CLOCK_MONOTONIC, by which systemd orders notifications."""
+        return int(time.monotonic() * 1e6)
+
     def random_id(self) -> str:
         """A fresh random name of 16 hexadecimal digits."""
         return os.urandom(8).hex()
@@ -346,6 +354,9 @@ class World:
                 # The kernel may give a signal to another thread; its handler runs in this one, and
                 # only when this one wakes by itself.
                 threads[name].join(self.SIGNAL_WAIT_S)
+                if self._hung_up:
+                    self._hung_up = False
+                    self._hangup_handler()
         for thread in threads.values():
             thread.join(self.PATIENCE_S)
 
@@ -371,6 +382,18 @@ class World:
             if signal.getsignal(number) is signal.SIG_IGN:
                 continue
             signal.signal(number, lambda received, _: handler(signal.Signals(received).name))
+
+    def on_hangup(self, handler: Callable[[], None]) -> None:
+        """Have SIGHUP call this handler and not stop this process; ignored, it stays ignored.
+
+        It is called within run_loops, a moment later: it may wake loops. Within the signal it could
+        not, for the signal may have come in the middle of another one's waking the same loop.
+        """
+        def note(received: int, frame: Any) -> None:
+            self._hung_up = True
+        self._hangup_handler = handler
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, note)
 
     # -- subprocesses
 
@@ -520,6 +543,31 @@ class World:
         except (OSError, ValueError, IndexError):
             pass  # it has just ended, or is not ours: the next list shows it
 
+    # -- the service manager
+
+    def take_notify_socket(self) -> None:
+        """Learn from the environment where a service manager listens, and take it out of there.
+
+        What asfc starts is another service: its messages must not be taken for asfc's.
+        """
+        self.notify_socket = os.environ.pop("NOTIFY_SOCKET", "")
+        limit_us = os.environ.pop("WATCHDOG_USEC", "")
+        os.environ.pop("WATCHDOG_PID", None)
+        self.watchdog_s = int(limit_us) / 1e6 if re.fullmatch("[0-9]+", limit_us) else 0.0
+
+    def notify(self, text: str) -> bool:
+        """Send the service manager a message, without waiting; whether it was taken."""
+        import socket
+        path = self.notify_socket
+        address = "\0" + path[1:] if path.startswith("@") else path   # an abstract name
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                sender.sendto(text.encode("utf-8", "replace"), address)
+            return True
+        except (OSError, ValueError):
+            return False
+
     # -- sockets
 
     def http_get(self, url: str, timeout_s: float, verify_tls: bool = True) -> Tuple[int, str]:
@@ -613,6 +661,7 @@ class Option(NamedTuple):
     help: str
     shown: bool = False   # init writes it as a line to edit; the others stand there as comments
     secret: bool = False  # its value never appears in a message
+    live: bool = True     # a controller that runs takes a new value over, see LiveConfiguration
 
 
 _Kind = Tuple[Callable[[str], Any], str]
@@ -738,15 +787,15 @@ OPTIONS: Tuple[Option, ...] = (
     Option("metadata_service_type", "SQLMetadataService",
            *_one_of("SQLMetadataService", "ZookeeperMetadataService"),
            help="Where the controllers share what they know. SQLMetadataService: the database of "
-           "sql_alchemy_conn."),
+           "sql_alchemy_conn.", live=False),
     Option("metadata_service_zookeeper_nodes", "localhost:2181", _zookeeper_nodes,
            "host:port, separated by commas",
-           "The servers of ZookeeperMetadataService."),
+           "The servers of ZookeeperMetadataService.", live=False),
     Option("poll_frequency", "10", *_seconds(1, 3600),
            help="How often the active controller looks at the scheduler.", shown=True),
     Option("heartbeat_timeout", "30", *_seconds(7.5, 3600),
            help="A standby takes over when the active controller's record has not changed for so "
-           "long. It does not depend on poll_frequency."),
+           "long. It does not depend on poll_frequency.", live=False),
     Option("airflow_scheduler_start_command", "", *_COMMAND,
            help="Starts the scheduler on a node; run by the user's login shell or bash. One that "
            "begins with sudo has to return. Empty: asfc's own way. With systemd: sudo systemctl "
@@ -765,7 +814,7 @@ OPTIONS: Tuple[Option, ...] = (
     Option("scheduler_user", "", *_pattern(
         r"([A-Za-z0-9_][A-Za-z0-9_.-]*\$?)?", "a user name, or empty: the user asfc works as"),
            help="The user whose scheduler it is; only processes of this user are counted and "
-           "stopped."),
+           "stopped.", live=False),
     Option("alert_to_email", "", _addresses,
            "mail addresses, separated by commas, or empty: no mail",
            "Who gets a mail when no scheduler can be started, and when one runs again.",
@@ -782,22 +831,22 @@ OPTIONS: Tuple[Option, ...] = (
         "NOTSET", "DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
            help="How much is logged."),
     Option("logging_dir", "~/airflow/logs/scheduler_failover/", *_path(),
-           help="The directory of asfc's own log."),
+           help="The directory of asfc's own log.", live=False),
     Option("logging_file_name", "scheduler_failover_controller.log", *_pattern(
         r"(?!\.{1,2}$)[^/\x00-\x1f]+", "a file name without /"),
-           help="The file of asfc's own log."),
+           help="The file of asfc's own log.", live=False),
     Option("logs_rotate_when", "midnight", *_one_of(
         "S", "M", "H", "D", "midnight", "W0", "W1", "W2", "W3", "W4", "W5", "W6"),
            help="When the log is rotated: every second, minute, hour, day, at midnight, or on a "
-           "day of the week (W0 is Monday)."),
+           "day of the week (W0 is Monday).", live=False),
     Option("logs_rotate_backup_count", "7", *_number(0, 10000),
-           help="How many rotated logs are kept; 0 keeps all."),
+           help="How many rotated logs are kept; 0 keeps all.", live=False),
     Option("node_name", "", _node_name, "a host name, or empty: what `get_current_host` prints",
            "This node's name in scheduler_nodes_in_cluster, where it differs from its host name. "
-           "Not the same on all nodes."),
+           "Not the same on all nodes.", live=False),
     Option("state_dir", "~/.asfc", *_path(),
            help="The directory of asfc's own state on each node, the same on all; it must be on a "
-           "local file system. ~ is the home on the node."),
+           "local file system. ~ is the home on the node.", live=False),
     Option("ssh_command", "ssh", *_shell_words(1),
            help="The ssh client, with options if need be."),
     Option("ssh_options", "", *_shell_words(0), help="More options for ssh."),
@@ -817,7 +866,7 @@ OPTIONS: Tuple[Option, ...] = (
            "other node starts one, until it answers, fence_command works or a person uses "
            "confirm_dead."),
     Option("fence_grace_time", "5", *_seconds(0, 600),
-           help="A node that fences itself waits so long between SIGTERM and SIGKILL."),
+           help="A node that fences itself waits so long between SIGTERM and SIGKILL.", live=False),
     Option("fence_command", "", *_COMMAND,
            help="Switches a node off that doesn't answer (STONITH); run by sh on the active "
            "failover node, with the node's name in ASFC_NODE. Exit status 0: the node is off for "
@@ -832,7 +881,8 @@ OPTIONS: Tuple[Option, ...] = (
     Option("health_page_verify_tls", "True", *_yes_or_no(),
            help="Verify the certificate of Airflow's health page."),
     Option("allow_sqlite_on_network_file_system", "False", *_yes_or_no(),
-           help="Allow SQLite metadata on a network file system whose locks are known to work."),
+           help="Allow SQLite metadata on a network file system whose locks are known to work.",
+           live=False),
 )
 _OPTION_BY_NAME: Dict[str, Option] = {option.name: option for option in OPTIONS}
 
@@ -4349,9 +4399,12 @@ class HealthWatch(_Watch):
         self._readable_since = 0.0
 
     def step(self) -> Optional[float]:
-        """Ask once; returns the seconds until the next question, None when there is none to ask."""
-        if self.ended or not self._configuration.health_urls:
+        """Ask once; returns the seconds until the next question, None at the end."""
+        if self.ended:
             return None
+        if not self._configuration.health_urls:
+            self._read_at = None
+            return 3600.0
         heartbeat = self._ask()
         now = self._world.now()
         if heartbeat is None:
@@ -4659,6 +4712,10 @@ class Lease:
         """The main loop will report again within this time; overdue by h, the heartbeat stops."""
         self._work_due = self._world.now() + within_s
 
+    def overdue_s(self) -> float:
+        """By how much the main loop's report is late; negative while it is not."""
+        return self._world.now() - self._work_due
+
     def update(self, change: Callable[[ClusterRecord], Optional[ClusterRecord]]) -> bool:
         """Write a changed record, as the active controller; whether that is confirmed.
 
@@ -4842,7 +4899,7 @@ class Lease:
         return Exchange(exchange.won[:len(writes)], exchange.records)
 
     def _renew(self) -> None:
-        overdue_s = self._world.now() - self._work_due
+        overdue_s = self.overdue_s()
         if overdue_s > self._configuration.heartbeat_timeout:
             self._tell(logging.ERROR, "the main loop is overdue by {:.0f} s: the heartbeat stops, "
                        "a standby takes over".format(overdue_s))
@@ -5314,6 +5371,104 @@ class OwnNode:
             and report.gate and report.gate.cluster == record.cluster
             and report.gate.pair <= record.pair
             and self._lease.changed_within(self._configuration.heartbeat_timeout))
+
+
+class LiveConfiguration:
+    """The configuration of a running controller: its attributes are those in force now.
+
+    `reload` replaces it as a whole, between two turns. What the promise of this node, its place in
+    the metadata and the lease rest on stays until a restart, for an orderly stop takes the promise
+    back first: so whatever the loops of the heartbeat and the fence reckon with never changes.
+    """
+    OF_THE_METADATA = ("sql_alchemy_conn", "state_dir_here")   # no keys of our section
+
+    def __init__(self, load: Callable[[], Configuration]) -> None:
+        self._load = load
+        self._now = load()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._now, name)
+
+    def reload(self) -> Tuple[List[str], List[str], List[str]]:
+        """Read all anew. Returns which names have changed, which of them wait for a restart, and
+        the lines to log. Raises ConfigurationError, and has changed nothing then."""
+        before, found = self._now, self._load()
+        changed = [name for name in found._fields if name not in ("warnings", "notes")
+                   and getattr(found, name) != getattr(before, name)]
+        waiting = [name for name in changed if self._waits(name, before, found)]
+        self._now = found._replace(**{name: getattr(before, name) for name in waiting})
+        known = before.warnings + before.notes
+        return changed, waiting, [line for line in found.warnings + found.notes
+                                  if line not in known]
+
+    def _waits(self, name: str, before: Configuration, found: Configuration) -> bool:
+        """Whether a key that has changed waits for a restart."""
+        if name in _OPTION_BY_NAME and not _OPTION_BY_NAME[name].live:
+            return True
+        if name == "airflow_scheduler_start_command":   # another unit may forbid to promise
+            return systemd_unit(before.airflow_scheduler_start_command) != systemd_unit(
+                found.airflow_scheduler_start_command)
+        # The list has this node in it, by the name that it has now.
+        return name in self.OF_THE_METADATA or name == "scheduler_nodes_in_cluster" \
+            and before.node_name not in found.scheduler_nodes_in_cluster
+
+
+###############################################################################
+# The service manager #########################################################
+###############################################################################
+
+
+class ServiceManager:
+    """Tells systemd how this controller fares (sd_notify), from a loop of its own.
+
+    READY comes when the heartbeat and the turn have each come to an end once: the controller works
+    then, whatever it has found. The watchdog is fed while the main loop is not overdue, by what it
+    has said itself of its present work. So a main loop that is stuck, and a process that does not
+    run, end by systemd's hand, WatchdogSec after that; the scheduler lives on.
+    """
+    RETRY_S = 1.0        # a message that was not taken is sent again after this
+    MOST_WAITING = 100
+    LONGEST = 900        # characters of a status: systemd takes datagrams of 4 KiB
+    FEEDS = 4            # of the watchdog within its limit
+
+    def __init__(self, world: World, lease: Lease) -> None:
+        self.ended = False
+        self._world = world
+        self._lease = lease
+        self._waiting: "collections.deque[str]" = collections.deque(maxlen=self.MOST_WAITING)
+        self._finished: Set[str] = set()
+
+    def tell(self, message: str, status: str = "") -> None:
+        """Send a message, in its turn, with a line for `systemctl status`. May be called by a
+        signal."""
+        if status:
+            message += "\nSTATUS=" + " ".join(status.split())[:self.LONGEST]
+        if self._world.notify_socket:
+            self._waiting.append(message.lstrip("\n"))
+            self._world.wake("manager")
+
+    def finished(self, loop: str) -> None:
+        """A step of the loop has ended in order."""
+        if loop not in self._finished:
+            self._finished.add(loop)
+            if {"heartbeat", "turn"} <= self._finished:
+                self.tell("READY=1")
+
+    def reloading(self) -> None:
+        """The configuration is about to be read again; READY follows."""
+        self.tell("RELOADING=1\nMONOTONIC_USEC={}".format(self._world.monotonic_us()))
+
+    def step(self) -> Optional[float]:
+        """Send what waits, and feed the watchdog; returns the seconds until the next time."""
+        while self._waiting:
+            if not self._world.notify(self._waiting[0]):
+                return None if self.ended else self.RETRY_S
+            self._waiting.popleft()
+        if self._world.watchdog_s and self._lease.overdue_s() <= 0:
+            self._world.notify("WATCHDOG=1")
+        if self.ended:
+            return None
+        return self._world.watchdog_s / self.FEEDS or 3600.0
 
 
 ###############################################################################
@@ -6183,12 +6338,15 @@ class FailoverController:
         self.health = HealthWatch(world, configuration, log)
         self.jobs = JobWatch(world, configuration, jobs, log)
         self.alerts = Alerts(world, configuration, log)
+        self.manager = ServiceManager(world, self.lease)
         self.fatal: Optional[AsfcError] = None
         self._world = world
         self._configuration = configuration
         self._nodes = nodes
         self._log = log
         self._stop_asked = ""
+        self._reload_asked = False
+        self._remark = ""                    # of the last reload, for the status
         self._sentence = ""
         self._turns_at_once = 0
         self._attempt: Optional[Attempt] = None
@@ -6212,15 +6370,16 @@ class FailoverController:
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
         self._world.on_stop_signal(self.stop)
+        self._world.on_hangup(self.reload)
         self.own_node.begin()
         self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
-        self._world.run_loops({
-            "heartbeat": self._guarded(self._beat), "turn": self._guarded(self.turn),
-            "fence": self._guarded(self.fence.step), "node": self._guarded(self.own_node.step),
-            "watch": self._guarded(self._life.step),
-            "health": self._guarded(self.health.step), "jobs": self._guarded(self.jobs.step),
-            "alerts": self._guarded(self.alerts.step)},
-            awaited=("heartbeat", "turn"))
+        loops = {"heartbeat": self._beat, "turn": self.turn, "fence": self.fence.step,
+                 "node": self.own_node.step, "watch": self._life.step, "health": self.health.step,
+                 "jobs": self.jobs.step, "alerts": self.alerts.step}
+        if self._world.notify_socket:
+            loops["manager"] = self.manager.step
+        self._world.run_loops({name: self._guarded(step) for name, step in loops.items()},
+                              awaited=("heartbeat", "turn"))
         if self.fatal:
             raise self.fatal
 
@@ -6232,6 +6391,12 @@ class FailoverController:
         if self._stop_asked:
             return
         self._stop_asked = why
+        self.manager.tell("STOPPING=1", "stopping ({}); the scheduler is left as it is".format(why))
+        self._world.wake("turn")
+
+    def reload(self) -> None:
+        """Ask to have the configuration read again, between two turns."""
+        self._reload_asked = True
         self._world.wake("turn")
 
     def _guarded(self, step: Callable[[], Optional[float]]) -> Callable[[], Optional[float]]:
@@ -6258,6 +6423,9 @@ class FailoverController:
         if self._stop_asked:
             self._end()
             return None
+        if self._reload_asked:
+            self._reload_asked = False
+            self._reload()
         began = self._world.now()
         again_s = self._turn_of_the_active() if self.lease.active else self._turn_on_standby()
         if again_s is None:
@@ -6270,12 +6438,38 @@ class FailoverController:
             self._turns_at_once = 0
         again_s = max(0.0, again_s)
         self.lease.expect_work(again_s + self.SLACK_S)
+        self.manager.finished("turn")
         return again_s
+
+    def _reload(self) -> None:
+        """Read the configuration again; one that can't be used changes nothing."""
+        self.manager.reloading()
+        self.lease.expect_work(3 * COMMAND_LIMIT_S + self.SLACK_S)   # Airflow's *_cmd keys
+        try:
+            changed, waiting, lines = self._configuration.reload()
+        except ConfigurationError as error:
+            self._log.error("the new configuration can't be used, the old one is kept: %s", error)
+            self._remark = "; the new configuration can't be used: {}".format(error)
+        else:
+            self._log.info("the configuration was read again; changed: %s",
+                           ", ".join(name for name in changed if name not in waiting) or "nothing")
+            for line in lines:
+                self._log.warning(line)
+            self._remark = ""
+            if waiting:
+                self._remark = "; restart asfc for: {}".format(", ".join(waiting))
+                self._log.warning("these keys keep their old values; restart asfc for: %s",
+                                  ", ".join(waiting))
+            self._log.setLevel(self._configuration.logging_level)
+        self.manager.tell("READY=1", self._sentence + self._remark)
+        for loop in ("heartbeat", "health", "watch"):   # their pauses may be shorter now
+            self._world.wake(loop)
 
     def _end(self) -> None:
         """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
         self.health.ended = self.jobs.ended = self.alerts.ended = self._life.ended = True
+        self.lease.expect_work(float("inf"))   # the main loop has ended, in order
         self.lease.leave()
         for loop in ("health", "jobs", "alerts", "watch"):
             self._world.wake(loop)
@@ -6283,10 +6477,11 @@ class FailoverController:
     def _beat(self) -> Optional[float]:
         """The heartbeat; when it has ended in order, the fence and the node's loop end, too."""
         again_s = self.lease.beat()
+        self.manager.finished("heartbeat")
         if again_s is None:
-            self.fence.ended = self.own_node.ended = True
-            self._world.wake("fence")
-            self._world.wake("node")
+            self.fence.ended = self.own_node.ended = self.manager.ended = True
+            for loop in ("fence", "node", "manager"):
+                self._world.wake(loop)
         return again_s
 
     def _turn_on_standby(self) -> Optional[float]:
@@ -6597,6 +6792,8 @@ class FailoverController:
     def _tell(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
         self._log.log(logging.DEBUG if sentence == self._sentence else level, sentence)
+        if sentence != self._sentence:
+            self.manager.tell("", sentence + self._remark)
         self._sentence = sentence
 
     def _count_round(self, decision: Decision, seen: Observation) -> None:
@@ -7441,18 +7638,22 @@ def verb_send_test_email(world: World, arguments: Any) -> int:
 
 
 def verb_start(world: World, arguments: Any) -> int:
-    """Run the failover controller in the foreground until it is stopped (SIGTERM, SIGINT, SIGHUP).
+    """Run the failover controller in the foreground until it is stopped (SIGTERM, SIGINT).
 
-    It logs to the configured file and to stderr. Stopping it leaves the scheduler as it is.
+    It logs to the configured file and to stderr. Stopping it leaves the scheduler as it is. SIGHUP
+    has it read its configuration again.
     With --dry-run it takes no lease, asks the nodes without changing anything there, and only tells
     on stderr what the active controller would do. --save FILE then keeps the last observation, for
     `replay`.
     """
     if arguments.save and not arguments.dry_run:
         raise UsageError("--save goes with --dry-run")
-    configuration = load_configuration(world, arguments, need_own_name=True)
+    world.take_notify_socket()
     if arguments.dry_run:
-        return dry_run(world, configuration, arguments.save)
+        return dry_run(world, load_configuration(world, arguments, need_own_name=True),
+                       arguments.save)
+    configuration: Any = LiveConfiguration(
+        lambda: load_configuration(world, arguments, need_own_name=True))
     log = open_log(configuration)
     state_dir = configuration.state_dir_here
     try:

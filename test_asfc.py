@@ -609,6 +609,27 @@ class NodeSandbox:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+class NotifySocket:
+    """The socket of a service manager: keeps what it is told. A name with @ is an abstract one."""
+
+    def __init__(self, case, path):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        case.addCleanup(self.socket.close)
+        self.socket.bind("\0" + path[1:] if path.startswith("@") else path)
+        self.socket.setblocking(False)
+        self.told = []
+
+    def texts(self):
+        """All that has been told so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.told.append(self.socket.recv(8192).decode())
+        return self.told
+
+    def lines(self):
+        return "\n".join(self.texts()).split("\n")
+
+
 ###############################################################################
 # The door to the world #######################################################
 ###############################################################################
@@ -740,6 +761,57 @@ class DoorTest(unittest.TestCase):
                 child.send_signal(number)
                 said += child.stdout.readline()
             self.assertEqual((said, child.communicate()[0]), (expected, ""))
+
+    def test_a_hangup_calls_its_handler_within_the_loops_and_an_ignored_one_stays_ignored(self):
+        program = (
+            "import asfc, os, sys, time\n"
+            "world, seen = asfc.World(), []\n"
+            "def handler():\n"
+            "    seen.append('hung up')\n"
+            "    world.wake('turn')\n"
+            "def step():\n"
+            "    os.write(1, b'step\\n')\n"
+            "    return None if seen or os.path.exists(sys.argv[1]) else 600 if {} else 0.1\n"
+            "world.on_stop_signal(seen.append)\n"
+            "world.on_hangup(handler)\n"
+            "world.run_loops({{'turn': step}}, ('turn',))\n"
+            "print(seen)\n")
+        for ignored in (False, True):
+            flag = os.path.join(self.directory, "end")
+            child = subprocess.Popen(
+                [sys.executable, "-c", program.format(not ignored), flag], cwd=HERE,
+                stdout=subprocess.PIPE, universal_newlines=True, preexec_fn=functools.partial(
+                    signal.signal, signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL))
+            self.addCleanup(child.kill)
+            child.stdout.readline()
+            child.send_signal(signal.SIGHUP)
+            if ignored:
+                child.stdout.readline()
+                write_file(flag, "")
+            self.assertEqual(child.communicate(timeout=20)[0].splitlines()[-1],
+                             "[]" if ignored else "['hung up']")
+
+    def test_a_notification_reaches_the_socket_and_no_command_inherits_where_it_is(self):
+        name = "@asfc-test-" + uuid.uuid4().hex
+        for path in (name, os.path.join(self.directory, "notify")):
+            manager = NotifySocket(self, path)
+            with mock.patch.dict(os.environ, NOTIFY_SOCKET=path, WATCHDOG_USEC="2500000",
+                                 WATCHDOG_PID="1"):
+                self.world.take_notify_socket()
+                told = self.world.run([asfc.Command(("env",), 20)])[0].stdout
+            self.assertNotRegex(told, "NOTIFY_SOCKET|WATCHDOG")
+            self.assertEqual((self.world.notify_socket, self.world.watchdog_s), (path, 2.5))
+            self.assertTrue(self.world.notify("READY=1\nSTATUS=\u00e4"))
+            self.assertEqual(manager.texts(), ["READY=1\nSTATUS=\u00e4"])
+            manager.socket.close()
+            self.assertFalse(self.world.notify("READY=1"), "nobody listens any more")
+
+    def test_a_manager_that_reads_nothing_holds_nobody_up(self):
+        NotifySocket(self, os.path.join(self.directory, "notify"))
+        self.world.notify_socket = os.path.join(self.directory, "notify")
+        began = time.monotonic()
+        self.assertFalse(all(self.world.notify("x" * 2000) for _ in range(2000)))
+        self.assertLess(time.monotonic() - began, 5)
 
     def serve_pages(self, answers):
         """The URL of a server that gives these answers, one to each that asks; None: none."""
@@ -5177,6 +5249,8 @@ class VirtualWorld:
         self.stop_handler = None
         self.answers = None   # of the person at the terminal; None: there is no terminal
         self.frozen_until = 0.0
+        self.hangup_handler = None
+        self.notify_socket, self.watchdog_s, self.notified = "", 0.0, []
 
     def now(self):
         return self.clock.time
@@ -5238,6 +5312,16 @@ class VirtualWorld:
     def on_stop_signal(self, handler):
         self.stop_handler = handler
 
+    def on_hangup(self, handler):
+        self.hangup_handler = handler
+
+    def monotonic_us(self):
+        return int(self.clock.time * 1e6)
+
+    def notify(self, text):
+        self.notified.append((round(self.clock.time, 3), text))
+        return True
+
     def run(self, commands):
         return self.cluster.deliver(self.name, commands)
 
@@ -5253,6 +5337,8 @@ class VirtualWorld:
     def read_text(self, path):
         if path.endswith("airflow.cfg"):
             return self.airflow_cfg
+        if path.startswith("/proc/"):
+            return ""
         return self.model.fence_text if path.endswith("/fence") else None
 
     def write_text(self, path, text, durable=True):
@@ -5350,6 +5436,7 @@ class VirtualCluster:
     code; the nodes are NodeModels, which are held against the real script in tests of their own."""
     START_S = 2.0   # of the scheduler itself
     base_url = ""
+    watchdog_s = 0.0   # of the service manager that each controller has; 0: it has none
 
     def __init__(self, seed, names=("a", "b", "c"), **keys):
         self.random = random.Random(seed)
@@ -5368,16 +5455,24 @@ class VirtualCluster:
     def start_controller(self, name):
         """A new run of the controller of a node, as verb_start makes it."""
         world = self.worlds[name] = VirtualWorld(self, name)
-        world.airflow_cfg = "\n".join(
-            ["[webserver]", "base_url = " + self.base_url, "[scheduler_failover]"]
-            + ["{} = {}".format(*item) for item in sorted(self.keys.items())])
-        configuration = asfc.Configuration.load(world, "/airflow.cfg")
+        if self.watchdog_s:
+            world.notify_socket, world.watchdog_s = "@virtual", self.watchdog_s
+        self.configure(name)
+        configuration = asfc.LiveConfiguration(
+            lambda: asfc.Configuration.load(world, "/airflow.cfg", need_own_name=True))
         log = logging.Logger("virtual " + name, logging.INFO)
         log.addHandler(VirtualLog(self, name))
         self.controllers[name] = controller = asfc.FailoverController(
             world, configuration, self.metadata, asfc.Nodes(world, configuration), "lock-" + name,
             lambda: self.models[name].gate, log, jobs=self.job_table)
         self.runs[name] = self.clock.spawn(world, controller.run, "controller")
+
+    def configure(self, name, **keys):
+        """Write the configuration of a node, with these keys beside the cluster's."""
+        keys = dict(self.keys, **keys)
+        self.worlds[name].airflow_cfg = "\n".join(
+            ["[webserver]", "base_url = " + self.base_url, "[scheduler_failover]"]
+            + ["{} = {}".format(*item) for item in sorted(keys.items())])
 
     def kill_controller(self, name):
         for thread in list(self.worlds[name].threads.values()) + [self.runs[name]]:
@@ -6877,6 +6972,254 @@ class PromisesThatCanBeKept(unittest.TestCase):
         own.step()
         lease.beat()
         self.assertEqual(bench.node("a").promise_s, 29.5)
+
+
+class LiveConfigurations(unittest.TestCase):
+    """What SIGHUP takes over, and what waits for a restart."""
+    BEFORE = "scheduler_nodes_in_cluster = a, b\nstate_dir = /srv/asfc"
+
+    def reloaded(self, text, before=""):
+        world = FilesInMemory({CFG: own(self.BEFORE + "\n" + before),
+                               "/proc/self/mountinfo": MOUNTS})
+        live = asfc.LiveConfiguration(
+            lambda: asfc.Configuration.load(world, need_own_name=True))
+        if not isinstance(text, OSError):
+            kept = [line for line in self.BEFORE.split("\n")
+                    if line.partition(" =")[0] + " =" not in text]
+            text = "[scheduler_failover]\n" + "\n".join(kept + [text])
+        world.files[CFG] = text
+        return live
+
+    def test_a_key_is_taken_over_or_waits_for_a_restart_and_keeps_its_value(self):
+        unit = "sudo systemctl restart "
+        cases = (
+            ("poll_frequency = 20", "", (["poll_frequency"], []), 20.0),
+            ("on_metadata_loss = keep", "", (["on_metadata_loss"], []), "keep"),
+            ("logging_level = DEBUG", "", (["logging_level"], []), "DEBUG"),
+            ("alert_to_email = x@y.z", "", (["alert_to_email"], []), ("x@y.z",)),
+            ("scheduler_nodes_in_cluster = a, c", "", (["scheduler_nodes_in_cluster"], []),
+             ("a", "c")),
+            ("heartbeat_timeout = 60", "", (["heartbeat_timeout"], ["heartbeat_timeout"]), 30.0),
+            ("fence_grace_time = 9", "", (["fence_grace_time"], ["fence_grace_time"]), 5.0),
+            ("scheduler_user = root", "", (["scheduler_user"], ["scheduler_user"]), ""),
+            ("state_dir = /srv/other", "", (["state_dir", "state_dir_here"],
+                                            ["state_dir", "state_dir_here"]), "/srv/asfc"),
+            ("airflow_scheduler_start_command = /opt/start", "",
+             (["airflow_scheduler_start_command"], []), "/opt/start"),
+            ("airflow_scheduler_start_command = " + unit + "x", "",
+             (["airflow_scheduler_start_command"], ["airflow_scheduler_start_command"]), ""),
+            ("airflow_scheduler_start_command = " + unit + "x",
+             "airflow_scheduler_start_command = systemctl start x",
+             (["airflow_scheduler_start_command"], []), unit + "x"),
+            ("node_name = n\nscheduler_nodes_in_cluster = n, b", "",
+             (["scheduler_nodes_in_cluster", "node_name"],) * 2, "a"),
+            ("node_name = b", "", (["node_name"], ["node_name"]), "a"),
+            ("", "", ([], []), None))
+        for text, before, expected, value in cases:
+            with self.subTest(text):
+                live = self.reloaded(text, before)
+                self.assertEqual(live.reload()[:2], expected)
+                if value is not None:
+                    self.assertEqual(getattr(live, text.partition(" =")[0]), value)
+                self.assertEqual(live.reload()[1], expected[1], "they still wait")
+
+    def test_whatever_names_the_metadata_waits_for_a_restart(self):
+        for option in asfc.OPTIONS:
+            if option.name.startswith("metadata_") or "sqlite" in option.name:
+                self.assertFalse(option.live, option.name)
+        live = self.reloaded("\n[core]\nsql_alchemy_conn = sqlite:////srv/other.db")
+        before = live.sql_alchemy_conn
+        self.assertEqual(live.reload()[:2], (["sql_alchemy_conn"],) * 2)
+        self.assertEqual(live.sql_alchemy_conn, before)
+
+    def test_one_that_cannot_be_used_changes_nothing(self):
+        for text in ("poll_frequency = soon\nquery_timeout = 3", OSError(13, "Permission denied"),
+                     "scheduler_nodes_in_cluster = b, c"):
+            live = self.reloaded(text)
+            with self.assertRaises(asfc.ConfigurationError):
+                live.reload()
+            self.assertEqual((live.poll_frequency, live.query_timeout), (10.0, 5.0))
+
+    def test_only_new_warnings_are_told(self):
+        live = self.reloaded("old_key = 1\nnew_key = 2", "old_key = 1")
+        lines = live.reload()[2]
+        self.assertEqual((len(lines), "new_key" in lines[0]), (1, True), lines)
+        self.assertEqual(live.reload()[2], [])
+
+
+class ReloadTest(unittest.TestCase):
+    """SIGHUP to controllers in virtual time."""
+
+    def cluster(self, play, **keys):
+        cluster = VirtualCluster(4, **keys)
+        cluster.watchdog_s = 60.0
+
+        def run():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(70)
+            return play(cluster, cluster.active())
+        return cluster.clock.drive(run)
+
+    @staticmethod
+    def reload(cluster, name, **keys):
+        cluster.configure(name, **keys)
+        cluster.worlds[name].hangup_handler()
+        cluster.clock.wait(4)
+        return "\n".join(text for _, text in cluster.worlds[name].notified
+                         if text != "WATCHDOG=1")
+
+    def test_the_lease_is_kept_and_a_shorter_poll_counts_at_once(self):
+        def play(cluster, active):
+            record = asfc.cluster_record(cluster.metadata.records)
+            told = self.reload(cluster, active, poll_frequency=2, heartbeat_timeout=60)
+            self.assertRegex(told, r"RELOADING=1\nMONOTONIC_USEC=\d+\nREADY=1\nSTATUS=no action: "
+                                   r".*; restart asfc for: heartbeat_timeout$")
+            cluster.kill_scheduler()
+            cluster.clock.wait(4.5)
+            self.assertTrue(cluster.starts == 2, "\n".join(cluster.lines))
+            after = asfc.cluster_record(cluster.metadata.records)
+            self.assertEqual((after.term, after.instance, after.heartbeat_timeout),
+                             (record.term, record.instance, 30.0))
+            self.assertEqual(cluster.controllers[active].lease._configuration.acting_window_s, 20.0)
+        self.cluster(play)
+
+    def test_a_broken_file_is_told_until_it_is_mended_and_the_old_one_counts(self):
+        def play(cluster, active):
+            told = self.reload(cluster, active, poll_frequency="often")
+            self.assertRegex(told.split("\n")[-1], "^STATUS=no action: .*the new configuration "
+                                                   "can't be used: .*poll_frequency = 'often'")
+            self.assertRegex("\n".join(cluster.lines), "can't be used, the old one is kept: ")
+            cluster.kill_scheduler()
+            cluster.clock.wait(70)
+            self.assertEqual((cluster.home(), cluster.active()), ("a", active))
+            status = [text for _, text in cluster.worlds[active].notified if "STATUS" in text]
+            self.assertIn("can't be used", status[-1])
+            told = self.reload(cluster, active)
+            self.assertRegex(told.split("\n")[-1], "^STATUS=no action: [^;]*$")
+        self.cluster(play)
+
+    def test_a_promise_is_taken_back_and_made_again_and_the_fence_goes_by_it(self):
+        """Where a node is left after that, and where it fences itself, follows from its record."""
+        def promise(cluster, name):
+            return cluster.controllers[name].records.views[name].record.promise_s
+
+        def play(cluster, active):
+            fence = cluster.controllers[active].fence
+            self.assertEqual((promise(cluster, active), fence.deadline is None), (29.5, False))
+            cluster.metadata.away = True
+            self.reload(cluster, active, on_metadata_loss="keep")
+            self.assertIsNotNone(fence.deadline, "the others still count on it")
+            cluster.metadata.away = False
+            cluster.clock.wait(4)
+            self.assertEqual((promise(cluster, active), fence.deadline), (None, None))
+            cluster.metadata.away = True
+            cluster.clock.wait(60)
+            self.assertEqual(cluster.home(), "a", "it keeps its scheduler")
+            cluster.metadata.away = False
+            cluster.clock.wait(30)
+            self.reload(cluster, active, on_metadata_loss="stop")
+            self.assertEqual((promise(cluster, active), fence.deadline is None), (29.5, False))
+            cluster.metadata.away = True
+            cluster.clock.wait(30)
+            self.assertEqual(cluster.home(), "", "it has fenced itself")
+        self.cluster(play)
+
+
+###############################################################################
+# The service manager #########################################################
+###############################################################################
+
+
+class ServiceManagerTest(unittest.TestCase):
+    def supervised(self, play):
+        """Controllers on a, b and c with a watchdog of 60 s; what a's manager was told, at last."""
+        cluster = VirtualCluster(5)
+        cluster.watchdog_s = 60.0
+
+        def run():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            play(cluster, cluster.worlds["a"])
+        cluster.clock.drive(run)
+        return cluster, cluster.worlds["a"].notified
+
+    @staticmethod
+    def texts(notified):
+        return [text for _, text in notified]
+
+    def test_it_is_told_that_the_controller_works_what_it_does_and_that_it_stops(self):
+        def play(cluster, world):
+            cluster.clock.wait(100)
+            cluster.stop_controller("a")
+            cluster.clock.wait(10)
+            self.assertTrue(cluster.runs["a"].done)
+        cluster, notified = self.supervised(play)
+        texts = self.texts(notified)
+        self.assertEqual(texts.count("READY=1"), 1)
+        self.assertLess(notified[texts.index("READY=1")][0], 1002)
+        self.assertIn("STATUS=no action: I am active, the scheduler runs on a", texts)
+        self.assertIn(
+            "STOPPING=1\nSTATUS=stopping (SIGTERM); the scheduler is left as it is", texts)
+        gaps = [at for at, text in notified if text == "WATCHDOG=1"]
+        self.assertTrue(all(after - before <= 15.1 for before, after in zip(gaps, gaps[1:])), gaps)
+        self.assertEqual(cluster.home(), "a")
+
+    def test_nothing_says_ready_before_the_first_heartbeat_has_come_to_an_end(self):
+        def play(cluster, world):
+            cluster.metadata.exchange = lambda writes=(): cluster.clock.wait(40)
+            cluster.clock.wait(30)
+        _, notified = self.supervised(play)
+        self.assertNotIn("READY=1", self.texts(notified))
+
+    def test_ready_is_told_though_the_metadata_is_away(self):
+        cluster, notified = self.supervised(lambda cluster, world: (
+            setattr(cluster.metadata, "away", True), cluster.clock.wait(30)))
+        self.assertIn("READY=1", self.texts(notified))
+
+    def test_a_turn_as_long_as_announced_feeds_the_watchdog_and_one_that_is_stuck_does_not(self):
+        """A start through a terminal may take 90 s; nothing may take longer than it said."""
+        for seconds, fed in ((85, True), (9999, False)):
+            with self.subTest(seconds):
+                def play(cluster, world, seconds=seconds):
+                    def slow(commands, run=world.run):
+                        if cluster.clock.current.name == "turn" \
+                                and commands[0].request.verb == "start":
+                            cluster.began = cluster.clock.time
+                            cluster.clock.wait(seconds)
+                        return run(commands)
+                    world.run = slow
+                    cluster.clock.wait(240)
+                cluster, notified = self.supervised(play)
+                announced_s = 90 + 5 + 2
+                fed_at = [at - cluster.began for at, text in notified if text == "WATCHDOG=1"]
+                late = [at for at in fed_at if at > announced_s]
+                self.assertEqual(bool(late), fed, fed_at)
+                self.assertTrue([at for at in fed_at if 60 < at <= announced_s], fed_at)
+
+    def test_what_was_not_taken_is_sent_again_in_order_and_a_long_status_is_cut(self):
+        class Deaf:
+            notify_socket, watchdog_s, deaf, sent = "@x", 0.0, True, []
+
+            def notify(self, text):
+                if not self.deaf:
+                    self.sent.append(text)
+                return not self.deaf
+
+            def wake(self, name):
+                pass
+        world = Deaf()
+        manager = asfc.ServiceManager(world, None)
+        manager.finished("turn")
+        manager.finished("heartbeat")
+        manager.tell("", "one\ntwo " + "x" * 5000)
+        self.assertEqual((manager.step(), world.sent), (manager.RETRY_S, []))
+        world.deaf = False
+        self.assertEqual(manager.step(), 3600.0)
+        self.assertEqual((world.sent[0], world.sent[1][:16]), ("READY=1", "STATUS=one two x"))
+        self.assertLess(len(world.sent[1]), 1000)
+        manager.ended = True
+        self.assertIsNone(manager.step())
 
 
 ###############################################################################
@@ -12158,8 +12501,12 @@ class TheUnit(unittest.TestCase):
     def test_it_keeps_asfc_running_and_never_ends_a_scheduler(self):
         for key, value in (("Restart", "always"), ("RestartPreventExitStatus", "78"),
                            ("KillMode", "process"), ("OOMPolicy", "continue"),
-                           ("TasksMax", "infinity"), ("User", "airflow"), ("Group", "airflow")):
+                           ("TasksMax", "infinity"), ("User", "airflow"), ("Group", "airflow"),
+                           ("Type", "notify"), ("ExecReload", "/bin/kill -HUP $MAINPID")):
             self.assertEqual(self.keys[key], value, key)
+        # Metadata that is slow at each of the tries of a write, beside what a turn announces.
+        self.assertGreater(int(self.keys["WatchdogSec"].rstrip("s")) * 3 / 4,
+                           2 * asfc.Lease.TRIES * 3 + 3 + asfc.FailoverController.SLACK_S)
         self.assertEqual(str(asfc.ConfigurationError.exit_status), "78")
         # The fence time with the default settings, and the limit of a stop.
         self.assertGreater(int(self.keys["TimeoutStopSec"].rstrip("s")), 29.5 + 60)
@@ -12764,6 +13111,79 @@ class CommandLineTest(unittest.TestCase):
         self.assertIn("another controller runs with the state directory", err)
         self.assertIsNone(first.poll())
 
+    def supervised(self, limit_s):
+        """The socket of a service manager that the next controller finds in its environment."""
+        path = "@asfc-test-" + uuid.uuid4().hex
+        self.environment.update(NOTIFY_SOCKET=path, WATCHDOG_USEC=str(int(limit_s * 1e6)))
+        return NotifySocket(self, path)
+
+    def test_the_manager_of_a_real_controller_learns_all_and_hears_nothing_of_a_stopped_one(self):
+        stand_in, manager = SchedulerStandIn(self.bin), self.supervised(0.8)
+        child = self.start()
+        wait_until(lambda: "READY=1" in manager.lines(), 20, manager.texts)
+        wait_until(stand_in.started, 20, self.log)
+        for pid in [stand_in.started()[-1]]:
+            self.assertNotRegex(read_file("/proc/{}/environ".format(pid)), "NOTIFY|WATCHDOG_")
+        wait_until(lambda: "STATUS=started on here" in "".join(manager.texts()), 20, manager.texts)
+        term = asfc.cluster_record(self.metadata().read_all()).term
+        for key, expected in (("5", "changed: poll_frequency"), ("never", "the old one is kept")):
+            del manager.told[:]
+            self.configure(poll_frequency=key)
+            child.send_signal(signal.SIGHUP)
+            wait_until(lambda: "READY=1" in manager.lines(), 20, manager.texts)
+            self.assertRegex("\n".join(manager.texts()),
+                             r"RELOADING=1\nMONOTONIC_USEC=\d+\n(WATCHDOG=1\n)*READY=1\nSTATUS=")
+            self.assertIn(expected, self.log())
+        self.configure()
+        self.assertEqual(asfc.cluster_record(self.metadata().read_all()).term, term)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        manager.texts()
+        before = len(manager.told)
+        time.sleep(1)    # five of its feeds
+        self.assertEqual(manager.texts()[before:], [])
+        child.send_signal(signal.SIGCONT)
+        wait_until(lambda: "WATCHDOG=1" in manager.texts()[before:], 20, manager.texts)
+        child.terminate()
+        self.assertEqual(child.wait(), 0)
+        self.assertIn("STOPPING=1\nSTATUS=stopping (SIGTERM)", "\n".join(manager.texts()))
+
+    def test_a_real_controller_that_is_stuck_in_its_main_loop_stops_feeding_the_watchdog(self):
+        require("half a minute", True)
+        self.configure(query_timeout="0.5")
+        manager, stuck = self.supervised(1.0), os.path.join(self.directory, "stuck")
+        program = (
+            "import sys; sys.path.insert(0, {!r})\n"
+            "import asfc, os, time\n"
+            "decide = asfc.decide\n"
+            "def slow(*arguments):\n"
+            "    while os.path.exists({!r}):\n"
+            "        time.sleep(0.1)\n"
+            "    return decide(*arguments)\n"
+            "asfc.decide = slow\n"
+            "sys.exit(asfc.main())\n").format(HERE, stuck)
+        with open(os.path.join(self.directory, "stderr"), "a+") as log:
+            child = subprocess.Popen([sys.executable, "-c", program, "start", "--config",
+                                      self.path], env=self.environment, stderr=log)
+        self.addCleanup(end_processes_with, self.directory)
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        wait_until(lambda: "active in term 1" in self.log(), 20, self.log)
+        write_file(stuck, "")
+        at = [time.monotonic()]
+
+        def is_silent():
+            if "WATCHDOG=1" in manager.texts():
+                at[0] = time.monotonic()
+                del manager.told[:]
+            return time.monotonic() - at[0] > 3
+        wait_until(is_silent, 30, self.log)
+        self.assertTrue(process_lives(child.pid))
+        os.remove(stuck)
+        wait_until(lambda: "WATCHDOG=1" in manager.texts(), 20, self.log)
+        child.terminate()
+        self.assertEqual(child.wait(), 0)
+
     def test_a_controller_starts_a_scheduler_ends_in_order_and_leaves_it(self):
         SchedulerStandIn(self.bin)
         child = self.start()
@@ -12972,6 +13392,12 @@ class CommandLineTest(unittest.TestCase):
 
 
 class ReadmeTest(unittest.TestCase):
+    def test_it_names_the_keys_that_wait_for_a_restart(self):
+        text = read_file(os.path.join(HERE, "README.md"))
+        told = text.partition("These keys wait for a restart:")[2].partition("\n\n")[0]
+        expected = {option.name for option in asfc.OPTIONS if not option.live}
+        self.assertEqual(set(re.findall("`([a-z_]+)`", told)), expected | {"sql_alchemy_conn"})
+
     def test_the_table_of_keys_is_the_codes(self):
         text = read_file(os.path.join(HERE, "README.md"))
         table = text.partition("<!-- options -->\n")[2].partition("<!-- /options -->")[0]
