@@ -140,6 +140,14 @@ class CommandResult(NamedTuple):
     stderr: str
     problem: str = ""
 
+    def failure(self) -> str:
+        """Why it did not succeed, with its last words, in one line; "" when it did."""
+        if self.status == 0:
+            return ""
+        words = (self.stderr.strip() or self.stdout.strip()).split("\n")[-1][:200]
+        return "{} {}".format(
+            self.problem or "exit status {}".format(self.status), words).strip()
+
 
 class _RunningCommand:
     """A child process in a process group of its own, with its pipes and its deadline."""
@@ -873,6 +881,12 @@ OPTIONS: Tuple[Option, ...] = (
            "certain."),
     Option("fence_timeout", "60", *_seconds(1, 600),
            help="How long fence_command may take."),
+    Option("on_event_command", "", *_COMMAND,
+           help="Is told of each event of the history; run by sh where the event is noted, one "
+           "after the other, with ASFC_EVENT and more in its environment. asfc never waits for "
+           "it."),
+    Option("on_event_timeout", "30", *_seconds(1, 3600),
+           help="How long on_event_command may take."),
     Option("scheduler_restart_budget", "3", *_number(1, 1000),
            help="So many restarts on one node within scheduler_restart_window, then the next node "
            "is tried."),
@@ -963,6 +977,8 @@ class Configuration(NamedTuple):
     fence_grace_time: float
     fence_command: str
     fence_timeout: float
+    on_event_command: str
+    on_event_timeout: float
     scheduler_restart_budget: int
     scheduler_restart_window: float
     health_page_verify_tls: bool
@@ -1829,6 +1845,47 @@ class HistoryEvent(NamedTuple):
             return []
 
 
+# What can happen: the word that on_event_command gets, and what it means.
+EVENTS: Dict[str, str] = collections.OrderedDict((
+    ("active", "this controller is active now; the cause says why"),
+    ("gave_up", "it gave the lease up: no node answers it, while the others live"),
+    ("restored", "the metadata was restored from a backup: the term was raised"),
+    ("nodes", "where a scheduler may be is changed: one is moved, found, or proved to be gone"),
+    ("start", "a scheduler is started"),
+    ("start_failed", "a start has failed"),
+    ("running", "the scheduler runs, after none was seen to run"),
+    ("stop", "schedulers or their remnants were stopped on a node, or that was tried"),
+    ("self_fence", "this node fences itself, or has done so: its heartbeat was not confirmed"),
+    ("outage", "the metadata answers this node again, after a time in which it could not act"),
+    ("systemd", "a unit of systemd would bring this node's scheduler back, so it promises nothing"),
+    ("fenced", "fence_command has switched a node off"),
+    ("fence_failed", "fence_command has failed"),
+    ("confirmed_dead", "a person vouched that a node is off"),
+    ("paused", "a person has paused asfc"),
+    ("resumed", "a person has ended the pause")))
+
+
+def events_table_markdown() -> str:
+    """The table of all events for the README."""
+    rows = ["| ASFC_EVENT | meaning |", "|---|---|"]
+    return "\n".join(rows + ["| `{}` | {} |".format(*event) for event in EVENTS.items()]) + "\n"
+
+
+def event_command(configuration: Any, kind: str, event: HistoryEvent, instance: str,
+                  sequence: int) -> Command:
+    """The run of on_event_command for an event, the `sequence`th of this run of asfc."""
+    without_s = event.without_scheduler_s
+    texts = {"EVENT": kind, "TEXT": event.what, "CAUSE": event.why, "PROOF": event.proof,
+             "NODE": event.node, "TERM": str(event.term), "MOVE": str(event.move),
+             "TIME": event.at, "INSTANCE": instance, "SEQUENCE": str(sequence),
+             "WITHOUT_SCHEDULER_S": "" if without_s is None else str(without_s)}
+    environment = {"ASFC_" + name: text[:EVENT_TEXT_LENGTH] for name, text in texts.items()}
+    environment["ASFC_ON_EVENT_COMMAND"] = configuration.on_event_command
+    return Command(("sh", "-c", 'eval "$ASFC_ON_EVENT_COMMAND"'), configuration.on_event_timeout,
+                   environment=environment)
+
+
+EVENT_TEXT_LENGTH = 16384   # characters: the system takes no longer ones than 128 KiB
 HISTORY_LENGTH = 200     # events that the record keeps,
 HISTORY_SIZE = 20000     # and the most characters of it: every heartbeat reads all records
 
@@ -4105,6 +4162,7 @@ class NodeRecords:
         self._displaced = False         # another controller of this name writes the record
         self._read = False
         self._waits_since: Optional[float] = None   # for a stranger's record of this node's name
+        self.tell: Callable[[str, HistoryEvent], None] = lambda kind, event: None   # of each event
         self._events: List[HistoryEvent] = []   # that wait to be written
         self._events_mutex = world.mutex()      # several loops post them
         self._sent_events = 0
@@ -4258,10 +4316,11 @@ class NodeRecords:
 
     # -- news for people
 
-    def post(self, event: HistoryEvent) -> None:
-        """Have an event written to the history with the next exchange."""
+    def post(self, kind: str, event: HistoryEvent) -> None:
+        """Have an event, one of EVENTS, written to the history with the next exchange."""
         with self._events_mutex:
             self._events = (self._events + [event])[-HISTORY_LENGTH:]
+        self.tell(kind, event)
 
     def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
         """Tell once of what differs between the controllers."""
@@ -4617,6 +4676,61 @@ class Alerts:
         self._world.send_mail(self._configuration.smtp, self._configuration.alert_to_email, alert)
 
 
+class EventCommand:
+    """Runs on_event_command for each event, in their order, from a loop of its own.
+
+    They are numbered from 1 in each run of a controller, which its instance names. A gap in the
+    numbers is an event that was dropped, for too many were waiting.
+    """
+    MOST_WAITING = 100
+
+    def __init__(self, world: World, configuration: Any, instance: str, log: Any) -> None:
+        self.ended = False
+        self.failures = 0
+        self.counts: Dict[str, int] = dict.fromkeys(EVENTS, 0)   # of all events, told or not
+        self._world = world
+        self._configuration = configuration
+        self._instance = instance
+        self._log = log
+        self._mutex = world.mutex()   # several loops post
+        self._waiting: "collections.deque[Tuple[int, str, HistoryEvent]]" = collections.deque()
+
+    def post(self, kind: str, event: HistoryEvent) -> None:
+        """Hand over an event, in the background."""
+        dropped = None
+        with self._mutex:
+            self.counts[kind] += 1
+            if self._configuration.on_event_command:
+                self._waiting.append((sum(self.counts.values()), kind, event))
+                if len(self._waiting) > self.MOST_WAITING:
+                    dropped = self._waiting.popleft()
+        if dropped:
+            self._log.warning("on_event_command is too slow, %d events wait: number %d (%s) is "
+                              "dropped", self.MOST_WAITING, dropped[0], dropped[2].what)
+        self._world.wake("events")
+
+    def step(self) -> Optional[float]:
+        """Tell of what waits; returns the seconds until the next look, None at the end."""
+        while not self.ended:
+            with self._mutex:
+                if not self._waiting:
+                    return 3600.0
+                sequence, kind, event = self._waiting.popleft()
+            self._run(sequence, kind, event)
+        if self._waiting:
+            self._log.warning("on_event_command is not told of the last %d events: asfc ends",
+                              len(self._waiting))
+        return None
+
+    def _run(self, sequence: int, kind: str, event: HistoryEvent) -> None:
+        failure = self._world.run([event_command(
+            self._configuration, kind, event, self._instance, sequence)])[0].failure()
+        if failure:
+            self.failures += 1
+            self._log.warning("on_event_command failed for event %d (%s): %s", sequence, event.what,
+                              failure)
+
+
 ###############################################################################
 # Lease #######################################################################
 ###############################################################################
@@ -4835,7 +4949,7 @@ class Lease:
         lasted_s = 0.0 if since is None else self._world.now() - since
         if self.nodes and lasted_s >= self._configuration.acting_window_s:
             pair = self.record.pair if self.record else Pair(0, 0)
-            self.nodes.post(HistoryEvent(
+            self.nodes.post("outage", HistoryEvent(
                 self._world.utc_text(), self._configuration.node_name, pair.term, pair.move,
                 "the metadata service did not answer for {:.0f} s".format(lasted_s)))
 
@@ -5325,11 +5439,11 @@ class OwnNode:
             sentence = sentences.popleft()
             self._log.error(sentence)
             self._records.note_fencing(sentence)
-            self._post(sentence)
+            self._post("self_fence", sentence)
 
-    def _post(self, sentence: str) -> None:
+    def _post(self, kind: str, sentence: str) -> None:
         record = self._lease.record
-        self._records.post(HistoryEvent(
+        self._records.post(kind, HistoryEvent(
             self._world.utc_text(), self._configuration.node_name,
             record.term if record else 0, record.move if record else 0, sentence))
 
@@ -5340,7 +5454,7 @@ class OwnNode:
         sentence = self._records.brought_back = self._systemd.sentence
         if sentence and sentence != before:
             self._log.warning("this node promises nothing: %s", sentence)
-            self._post("systemd fights asfc: " + sentence)
+            self._post("systemd", "systemd fights asfc: " + sentence)
         elif before and not sentence:
             self._log.info("no unit brings the scheduler back any more: this node promises again")
 
@@ -6339,6 +6453,8 @@ class FailoverController:
         self.jobs = JobWatch(world, configuration, jobs, log)
         self.alerts = Alerts(world, configuration, log)
         self.manager = ServiceManager(world, self.lease)
+        self.events = EventCommand(world, configuration, self.lease.instance, log)
+        self.records.tell = self.events.post
         self.fatal: Optional[AsfcError] = None
         self._world = world
         self._configuration = configuration
@@ -6375,7 +6491,7 @@ class FailoverController:
         self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         loops = {"heartbeat": self._beat, "turn": self.turn, "fence": self.fence.step,
                  "node": self.own_node.step, "watch": self._life.step, "health": self.health.step,
-                 "jobs": self.jobs.step, "alerts": self.alerts.step}
+                 "jobs": self.jobs.step, "alerts": self.alerts.step, "events": self.events.step}
         if self._world.notify_socket:
             loops["manager"] = self.manager.step
         self._world.run_loops({name: self._guarded(step) for name, step in loops.items()},
@@ -6469,9 +6585,10 @@ class FailoverController:
         """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
         self.health.ended = self.jobs.ended = self.alerts.ended = self._life.ended = True
+        self.events.ended = True
         self.lease.expect_work(float("inf"))   # the main loop has ended, in order
         self.lease.leave()
-        for loop in ("health", "jobs", "alerts", "watch"):
+        for loop in ("health", "jobs", "alerts", "watch", "events"):
             self._world.wake(loop)
 
     def _beat(self) -> Optional[float]:
@@ -6520,7 +6637,7 @@ class FailoverController:
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
         self._count_round(decision, seen)
         if decision.attempt_over == "failed":
-            self._post(decision.sentence)
+            self._post("start_failed", decision.sentence)
         attempt = self._attempt
         for action in decision.actions:
             if not self._perform(action, seen):
@@ -6536,7 +6653,7 @@ class FailoverController:
         record = self.lease.record
         self._was_active, self._attempt, self._cleaned, self._back = True, None, set(), set()
         self._life.begin()
-        self._post("active failover node", why=self.lease.reason)
+        self._post("active", "active failover node", why=self.lease.reason)
         self._home = record.active_scheduler_node if record and record.started else None
         if record and self.lease.succeeded:
             self.alerts.post(
@@ -6581,7 +6698,8 @@ class FailoverController:
         stand_back_s = 2 * self._configuration.heartbeat_timeout
         self._tell("no node answers me, while the others' records move: I give the lease up and "
                    "stand back for {:.0f} s".format(stand_back_s), logging.ERROR)
-        self._post("gave the lease up", why="no node answers, while the others' records move")
+        self._post("gave_up", "gave the lease up",
+                   why="no node answers, while the others' records move")
         self.lease.release(stand_back_s)
 
     def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
@@ -6604,7 +6722,8 @@ class FailoverController:
         if runs and not self._runs:
             since = seen.record.alive_at_s
             without_s = None if since is None else round(seen.record.clock_s - since, 1)
-            self._post("the scheduler runs on {}".format(node), without_scheduler_s=without_s)
+            self._post("running", "the scheduler runs on {}".format(node),
+                       without_scheduler_s=without_s)
         if runs:
             self.lease.scheduler_runs()
         self._runs = runs
@@ -6666,7 +6785,7 @@ class FailoverController:
             return False
         self._raises += int(won)
         if won:
-            self._post("the metadata was restored: the term was raised",
+            self._post("restored", "the metadata was restored: the term was raised",
                        why="a pair above {} was known".format(action.above))
         return won
 
@@ -6679,18 +6798,16 @@ class FailoverController:
             environment={"ASFC_NODE": node, "ASFC_CLUSTER": record.cluster,
                          "ASFC_TERM": str(record.term),
                          "ASFC_FENCE_COMMAND": configuration.fence_command})])[0]
-        if result.status != 0:
-            words = (result.stderr.strip() or result.stdout.strip()).split("\n")[-1][:200]
+        if result.failure():
             self._life.fence_failed(node)
-            self._tell("fence_command for {} failed, so nothing is known of it: {} {}".format(
-                node, result.problem or "exit status {}".format(result.status), words),
-                logging.ERROR)
-            self._post("fence_command for {} failed".format(node), why=action.why)
+            self._tell("fence_command for {} failed, so nothing is known of it: {}".format(
+                node, result.failure()), logging.ERROR)
+            self._post("fence_failed", "fence_command for {} failed".format(node), why=action.why)
             return True
         version = self._life.facts(node, record.pair).version
         vouch = Vouch(node, version, "fence_command on {} has switched it off, term {}".format(
             configuration.node_name, record.pair))
-        self._post("fenced {} by fence_command".format(node), why=action.why)
+        self._post("fenced", "fenced {} by fence_command".format(node), why=action.why)
         try:
             return self.lease.update(lambda now: now._replace(vouched=tuple(
                 one for one in now.vouched if one.node != node) + (vouch,)))
@@ -6711,7 +6828,7 @@ class FailoverController:
             return False
         kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
         if won and (kept != set(seen.possible_nodes) or action.new_move):
-            self._post(self._sentence)
+            self._post("nodes", self._sentence)
         return won and not self._has_come_back(set(seen.possible_nodes) - kept)
 
     def _has_come_back(self, left: Set[str]) -> bool:
@@ -6755,7 +6872,7 @@ class FailoverController:
                                 source=sign.source)
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
-        self._post("starting the scheduler on " + action.node, proof=action.proof)
+        self._post("start", "starting the scheduler on " + action.node, proof=action.proof)
         report = self._nodes.start(action.node, stamp)
         if report.refused:
             self._attempt = self._attempt._replace(refused=True)
@@ -6768,7 +6885,7 @@ class FailoverController:
         report = self._nodes.stop(action.node, stamp, action.keep)
         if report.answered:  # else its remnants, if there are any, have to be tried again
             self._cleaned.add((action.node, stamp.pair))
-        self._post("stopped the scheduler on " + action.node, why=action.why,
+        self._post("stop", "stopped the scheduler on " + action.node, why=action.why,
                    proof=report.done or report.reason)
         self._tell_answer("stop", stamp.pair, report)
         return report.answered
@@ -6781,11 +6898,11 @@ class FailoverController:
 
     # -- telling people
 
-    def _post(self, what: str, why: str = "", proof: str = "",
+    def _post(self, kind: str, what: str, why: str = "", proof: str = "",
               without_scheduler_s: Optional[float] = None) -> None:
         """Write an event into the history, with the next heartbeat."""
         record = self.lease.record
-        self.records.post(HistoryEvent(
+        self.records.post(kind, HistoryEvent(
             self._world.utc_text(), self._configuration.node_name, record.term if record else 0,
             record.move if record else 0, what, why, proof, without_scheduler_s))
 
@@ -7472,7 +7589,8 @@ def confirm_dead(world: World, configuration: Any, metadata: MetadataService, no
         return record._replace(vouched=tuple(
             one for one in record.vouched if one.node != node) + (vouch,))
     cluster = metadata.change_cluster(vouched) or cluster
-    note_in_history(world, configuration, metadata, cluster, node + " was confirmed to be off", by)
+    note_in_history(world, configuration, metadata, cluster, "confirmed_dead",
+                    node + " was confirmed to be off", by)
     print("{}: {}. The active controller counts on it until {} is seen again.".format(
         node, by, node))
 
@@ -7515,13 +7633,20 @@ def person(world: World) -> str:
 
 
 def note_in_history(world: World, configuration: Any, metadata: MetadataService,
-                    record: ClusterRecord, what: str, why: str) -> None:
-    """Add what a verb has done to the history; it is done, so a failure is only told."""
+                    record: ClusterRecord, kind: str, what: str, why: str) -> None:
+    """Add what a verb has done to the history, and tell on_event_command; it is done, so a failure
+    is only told."""
+    event = HistoryEvent(world.utc_text(), configuration.node_name, record.term, record.move, what,
+                         why)
     try:
-        metadata.add_to_history(HistoryEvent(
-            world.utc_text(), configuration.node_name, record.term, record.move, what, why))
+        metadata.add_to_history(event)
     except MetadataError as error:
         print("asfc: the history was not written: {}".format(error), file=sys.stderr)
+    if configuration.on_event_command:
+        failure = world.run([event_command(
+            configuration, kind, event, world.random_id(), 1)])[0].failure()
+        if failure:
+            print("asfc: on_event_command failed: {}".format(failure), file=sys.stderr)
 
 
 def verb_pause(world: World, arguments: Any) -> int:
@@ -7546,7 +7671,7 @@ def pause(world: World, configuration: Any, metadata: MetadataService, reason: s
         return None if record.paused else record._replace(paused=words)
     record = metadata.change_cluster(paused)
     if record:
-        note_in_history(world, configuration, metadata, record, "paused", words)
+        note_in_history(world, configuration, metadata, record, "paused", "paused", words)
         print("asfc is paused: it starts, stops and fences nothing until `resume`.", flush=True)
     else:
         before = cluster_record(metadata.read_all())
@@ -7614,7 +7739,8 @@ def resume(world: World, configuration: Any, metadata: MetadataService) -> int:
     if record is None:
         print("asfc is not paused.")
         return 0
-    note_in_history(world, configuration, metadata, record, "resumed", "by " + person(world))
+    note_in_history(world, configuration, metadata, record, "resumed", "resumed",
+                    "by " + person(world))
     print("asfc works again. Possible nodes: {}".format(", ".join(record.possible_nodes) or "all"))
     return 0
 

@@ -5083,6 +5083,113 @@ class AlertsTest(unittest.TestCase):
         self.assertIn("alert_to_email is not set: one", self.lines[-1])
 
 
+class EventCommandTest(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.told = os.path.join(self.directory, "told")
+        self.lines = []
+        self.log = logging.getLogger("asfc-test-events")
+        self.log.propagate = False
+        self.log.handlers = [ListHandler(self.lines)]
+
+    def events(self, command, **changes):
+        return asfc.EventCommand(asfc.World(), settings(on_event_command=command, **changes), "i1",
+                                 self.log)
+
+    @staticmethod
+    def event(what, **fields):
+        return asfc.HistoryEvent("noon", "a", 3, 7, what, **fields)
+
+    def test_each_event_is_told_in_order_with_all_that_is_known_of_it(self):
+        events = self.events("env | grep ^ASFC_ | grep -v 'COMMAND\\|PLAIN\\|SKIPS' | sort >> "
+                             + self.told)
+        events.post("start", self.event("start it; $(touch x)", why="dead", proof="none on 'b'"))
+        events.post("running", self.event("it runs", without_scheduler_s=4.5))
+        self.assertEqual(events.step(), 3600.0)
+        expected = ("ASFC_CAUSE={}\nASFC_EVENT={}\nASFC_INSTANCE=i1\nASFC_MOVE=7\nASFC_NODE=a\n"
+                    "ASFC_PROOF={}\nASFC_SEQUENCE={}\nASFC_TERM=3\nASFC_TEXT={}\nASFC_TIME=noon\n"
+                    "ASFC_WITHOUT_SCHEDULER_S={}\n")
+        self.assertEqual(read_file(self.told), expected.format(
+            "dead", "start", "none on 'b'", 1, "start it; $(touch x)", "")
+            + expected.format("", "running", "", 2, "it runs", 4.5))
+        self.assertEqual((self.lines, events.failures), ([], 0))
+
+    def test_one_that_fails_or_takes_too_long_is_told_and_the_next_one_follows(self):
+        events = self.events("test $ASFC_SEQUENCE != 1 || {{ echo no mail >&2; exit 3; }}; "
+                             "test $ASFC_SEQUENCE != 2 || sleep 60; "
+                             "echo $ASFC_SEQUENCE >> {}".format(self.told), on_event_timeout=0.3)
+        for what in ("one", "two", "three"):
+            events.post("stop", self.event(what))
+        events.step()
+        self.assertEqual(read_file(self.told), "3\n")
+        self.assertEqual(self.lines, [
+            "on_event_command failed for event 1 (one): exit status 3 no mail",
+            "on_event_command failed for event 2 (two): no answer within 0.3 s"])
+        self.assertEqual(events.failures, 2)
+
+    def test_when_too_many_wait_the_oldest_is_dropped_and_told_by_log_and_number(self):
+        events = self.events("printf '%s ' $ASFC_SEQUENCE >> " + self.told)
+        events.MOST_WAITING = 2
+        for what in ("one", "two", "three"):
+            events.post("stop", self.event(what))
+        events.step()
+        self.assertEqual(read_file(self.told), "2 3 ")
+        self.assertEqual(self.lines, ["on_event_command is too slow, 2 events wait: number 1 (one) "
+                                      "is dropped"])
+
+    def test_what_waits_at_the_end_is_told_in_the_log_and_without_a_command_nothing_waits(self):
+        events = self.events("touch " + self.told)
+        events.post("stop", self.event("one"))
+        events.ended = True
+        self.assertIsNone(events.step())
+        self.assertEqual(self.lines, ["on_event_command is not told of the last 1 events: asfc "
+                                      "ends"])
+        events = self.events("")
+        events.post("stop", self.event("one"))
+        events.ended = True
+        self.assertEqual((events.step(), len(self.lines), events.counts["stop"]), (None, 1, 1))
+        self.assertFalse(os.path.exists(self.told))
+
+    def test_a_slow_command_delays_no_turn_and_hears_what_the_history_holds(self):
+        def play(slow):
+            cluster, told = VirtualCluster(6), []
+
+            def run():
+                for name in cluster.models:
+                    cluster.start_controller(name)
+                    world = cluster.worlds[name]
+
+                    def listen(commands, run=world.run, name=name):
+                        if "ASFC_EVENT" not in (commands[0].environment or {}):
+                            return run(commands)
+                        cluster.clock.wait(30 if slow else 0)
+                        told.append((name, commands[0].environment))
+                        return [asfc.CommandResult(0, "", "")]
+                    world.run = listen
+                cluster.clock.wait(100)
+                cluster.kill_scheduler()
+                cluster.clock.wait(500)
+                return asfc.history_events(cluster.metadata.records)
+            cluster.keys["on_event_command"] = "tell"
+            history = cluster.clock.drive(run)
+            turns = [line for line in cluster.lines if "on_event_command" not in line]
+            return history, told, turns
+        history, told, slow_lines = play(slow=True)
+        self.assertEqual([event.what for event in history if event.node == "a"],
+                         [environment["ASFC_TEXT"] for name, environment in told if name == "a"])
+        self.assertGreater(len(told), 6)
+        self.assertEqual([environment["ASFC_SEQUENCE"] for name, environment in told
+                          if name == "a"], [str(n + 1) for n in range(len(told))])
+        self.assertEqual(slow_lines, play(slow=False)[2])
+
+    def test_the_table_of_events_is_what_the_code_tells(self):
+        code = read_file(asfc.__file__)
+        used = set(re.findall(r'(?:_post|records\.post|nodes\.post)\("(\w+)"', code))
+        used |= set(re.findall(r'note_in_history\(.*?, (?:cluster|record), "(\w+)"', code))
+        self.assertEqual(used, set(asfc.EVENTS))
+
+
 ###############################################################################
 # Virtual time ################################################################
 ###############################################################################
@@ -5904,8 +6011,9 @@ def settings(**changes):
         alert_to_email=("ops@example.org",), alert_email_subject="no scheduler", smtp=None,
         logging_dir="/var/log/asfc", logging_file_name="asfc.log", state_dir="~/.asfc",
         state_dir_here="/home/airflow/.asfc", on_metadata_loss="stop", fence_grace_time=5.0,
-        fence_command="", fence_timeout=60.0, promise_s=29.5, scheduler_user="",
-        airflow_scheduler_start_command="", airflow_scheduler_stop_command="")
+        fence_command="", fence_timeout=60.0, on_event_command="", on_event_timeout=30.0,
+        promise_s=29.5, scheduler_user="", airflow_scheduler_start_command="",
+        airflow_scheduler_stop_command="")
     for name, value in changes.items():
         setattr(found, name, value)
     return found
@@ -6618,19 +6726,19 @@ class NodeRecordsTest(unittest.TestCase):
         event = asfc.HistoryEvent("now", "a", 1, 0, "first")
         a.beat(), b.beat()
         self.bench.fail = "after"
-        a.nodes.post(event)
+        a.nodes.post("running", event)
         a.beat()
         self.bench.fail = ""
-        b.nodes.post(event._replace(what="second"))
+        b.nodes.post("running", event._replace(what="second"))
         b.beat(), a.beat(), b.beat(), a.beat()
         for number in range(300):
-            a.nodes.post(event._replace(what=str(number)))
+            a.nodes.post("running", event._replace(what=str(number)))
         a.beat()
         events = asfc.HistoryEvent.all_from_text(self.bench.records["history"].value)
         self.assertEqual(events[-1].what, "299")
         self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
         for number in range(20):
-            a.nodes.post(event._replace(what="long", why=str(number) * 2000))
+            a.nodes.post("running", event._replace(what="long", why=str(number) * 2000))
         a.beat()
         self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
 
@@ -13340,7 +13448,9 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(again._replace(vouched=record.vouched), record)
 
     def test_a_pause_stops_a_real_controller_from_starting_and_resume_lets_it(self):
-        stand_in = SchedulerStandIn(self.bin)
+        stand_in, heard = SchedulerStandIn(self.bin), os.path.join(self.directory, "heard")
+        self.configure(on_event_command="echo $ASFC_TEXT >> {}; test $ASFC_EVENT != resumed".format(
+            heard))
         self.start()
         wait_until(lambda: "watching whether it lives on" in self.log(), 20, self.log)
         status, out, _ = self.verb("pause", "--reason", "new disks")
@@ -13350,8 +13460,12 @@ class CommandLineTest(unittest.TestCase):
         os.kill(stand_in.started()[-1], signal.SIGKILL)
         wait_until(lambda: "a scheduler runs on no node that is known" in self.log(), 20, self.log)
         self.assertEqual(len(stand_in.started()), 1)
-        self.assertEqual(self.verb("resume")[0], 0)
+        status, _, err = self.verb("resume")
+        self.assertEqual((status, err), (0, "asfc: on_event_command failed: exit status 1\n"))
         wait_until(lambda: len(stand_in.started()) == 2, 20, self.log)
+        events = [event.what for event in asfc.history_events(self.metadata().read_all())]
+        wait_until(lambda: set(events) <= set(read_file(heard).split("\n")), 20, self.log)
+        self.assertEqual((events[0], "paused" in events), ("active failover node", True))
         told = self.verb("history")[1]
         for words in ("paused", "why: by ", "resumed", "starting the scheduler on here", "proof: "):
             self.assertIn(words, told)
@@ -13392,6 +13506,9 @@ class CommandLineTest(unittest.TestCase):
 
 
 class ReadmeTest(unittest.TestCase):
+    def test_the_table_of_events_is_the_codes(self):
+        self.assertIn(asfc.events_table_markdown(), read_file(os.path.join(HERE, "README.md")))
+
     def test_it_names_the_keys_that_wait_for_a_restart(self):
         text = read_file(os.path.join(HERE, "README.md"))
         told = text.partition("These keys wait for a restart:")[2].partition("\n\n")[0]
