@@ -57,8 +57,9 @@ The protections
 
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
-    node records, health evidence, alerts, lease, this node, the service manager, decision, the
-    failover controller, the demo, the command line. Each section uses only what stands above it.
+    node records, health evidence, alerts, lease, this node, the service manager, status over
+    HTTP, decision, the failover controller, the demo, the command line. Each section uses only what
+    stands above it.
 """
 import argparse
 import base64
@@ -214,6 +215,153 @@ class _RunningCommand:
         stdout, stderr = (bytes(self.output[name]).decode("utf-8", "replace")
                           for name in ("stdout", "stderr"))
         return CommandResult(None if self.problem else status, stdout, stderr, self.problem)
+
+
+class _HttpClient:
+    """One connection of an HttpServer."""
+
+    def __init__(self, connection: Any, deadline: float) -> None:
+        self.connection = connection
+        self.deadline = deadline
+        self.received = bytearray()
+        self.to_send = b""
+        self.answered = False
+
+    def read(self) -> bool:
+        """Take in what was sent; whether the client has not gone. After the answer it is thrown
+        away: closing on it would reset the connection, and the answer with it."""
+        data = self.connection.recv(HttpServer.MOST_REQUEST)
+        if not self.answered:
+            self.received += data
+        return bool(data)
+
+    def request(self) -> Optional[bytes]:
+        """The request line, when the request is whole or too long to become that; else None."""
+        whole = re.search(rb"\r?\n\r?\n", self.received)
+        if not whole and len(self.received) < HttpServer.MOST_REQUEST:
+            return None
+        return bytes(self.received).split(b"\n", 1)[0].strip() if whole else b""
+
+    def send(self) -> None:
+        """Send on; when all is sent, say so."""
+        import socket
+        self.to_send = self.to_send[self.connection.send(self.to_send):]
+        if not self.to_send:
+            self.connection.shutdown(socket.SHUT_WR)
+
+
+class HttpServer:
+    """Answers GET and HEAD, one request a connection; whatever its clients do costs little.
+
+    A connection lives LIFE_S, whatever happens on it, and a request is no longer than MOST_REQUEST
+    bytes. There are at most MOST_CLIENTS: a new one takes the place of the oldest, so that slow
+    ones keep nobody out. Raises OSError when it can't listen at that address (an IP one).
+    """
+    LIFE_S = 5.0
+    MOST_REQUEST = 4096
+    MOST_CLIENTS = 32
+    ACCEPTED_AT_ONCE = 8
+    REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed",
+               503: "Service Unavailable"}
+
+    def __init__(self, address: str, port: int) -> None:
+        import socket
+        self._listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        self._selector = selectors.DefaultSelector()
+        self._clients: "collections.deque[_HttpClient]" = collections.deque()   # the oldest first
+        try:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind((address, port))
+            self._listener.listen(128)
+            self._listener.setblocking(False)
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        while self._clients:
+            self._drop(self._clients[0])
+        self._listener.close()
+        self._selector.close()
+
+    def serve(self, wait_s: float, answer: Callable[[str], Tuple[int, str, str]]) -> bool:
+        """Wait at most so long for clients, and go one small step on with each of them.
+
+        `answer` gets a path and returns status, content type and text. Returns whether there was
+        anything to do: the caller makes a pause then, which bounds what this can cost.
+        """
+        ready = self._selector.select(wait_s)
+        for key, _ in ready:
+            if key.data is None:
+                self._accept(answer)
+            elif key.data in self._clients:
+                self._go_on(key.data, answer)
+        while self._clients and self._clients[0].deadline <= time.monotonic():
+            self._drop(self._clients[0])
+        return bool(ready)
+
+    def _accept(self, answer: Callable[[str], Tuple[int, str, str]]) -> None:
+        for _ in range(self.ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            if len(self._clients) >= self.MOST_CLIENTS:
+                self._drop(self._clients[0])
+            connection.setblocking(False)
+            client = _HttpClient(connection, time.monotonic() + self.LIFE_S)
+            self._clients.append(client)
+            self._selector.register(connection, selectors.EVENT_READ, client)
+            self._go_on(client, answer)
+
+    def _drop(self, client: _HttpClient) -> None:
+        self._clients.remove(client)
+        self._selector.unregister(client.connection)
+        client.connection.close()
+
+    def _go_on(self, client: _HttpClient, answer: Callable[[str], Tuple[int, str, str]]) -> None:
+        well = False
+        try:
+            well = self._step(client, answer)
+        except BlockingIOError:
+            well = True
+        except OSError:
+            pass
+        finally:   # whatever went wrong, also in what makes the answer
+            if not well:
+                self._drop(client)
+
+    def _step(self, client: _HttpClient, answer: Callable[[str], Tuple[int, str, str]]) -> bool:
+        """Read or write once; whether the connection is to be kept."""
+        if not client.to_send:
+            if not client.read():
+                return False
+            request = None if client.answered else client.request()
+            if request is None:
+                return True
+            client.to_send, client.answered = self._reply(request, answer), True
+            self._selector.modify(client.connection, selectors.EVENT_WRITE, client)
+        client.send()
+        if not client.to_send:
+            self._selector.modify(client.connection, selectors.EVENT_READ, client)
+        return True
+
+    def _reply(self, request: bytes, answer: Callable[[str], Tuple[int, str, str]]) -> bytes:
+        match = re.fullmatch(r"([A-Z]+) ([!-~]+) HTTP/1\.[0-9]", request.decode("latin-1"))
+        method = match.group(1) if match else ""
+        if not match:
+            status, kind, text = 400, "text/plain", "this is no HTTP request\n"
+        elif method not in ("GET", "HEAD"):
+            status, kind, text = 405, "text/plain", "only GET and HEAD\n"
+        else:
+            status, kind, text = answer(match.group(2).partition("?")[0])
+        body = text.encode("utf-8", "replace")
+        head = ("HTTP/1.1 {} {}\r\nContent-Type: {}; charset=utf-8\r\nContent-Length: {}\r\n"
+                "Cache-Control: no-store\r\n{}Connection: close\r\n\r\n").format(
+                    status, self.REASONS[status], kind, len(body),
+                    "Allow: GET, HEAD\r\n" if status == 405 else "")
+        return head.encode("ascii") + (b"" if method == "HEAD" else body)
 
 
 class LocalProcess(NamedTuple):
@@ -578,6 +726,10 @@ class World:
 
     # -- sockets
 
+    def http_server(self, address: str, port: int) -> HttpServer:
+        """A server that listens there. Raises OSError."""
+        return HttpServer(address, port)
+
     def http_get(self, url: str, timeout_s: float, verify_tls: bool = True) -> Tuple[int, str]:
         """Fetch a page; returns the HTTP status and at most 64 KiB of its text. Raises OSError.
 
@@ -765,6 +917,13 @@ def _node_name(text: str) -> str:
     return text
 
 
+def _ip_address(text: str) -> str:
+    four = re.fullmatch(r"(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})", text)
+    _check(all(int(part) < 256 for part in four.groups()) if four
+           else ":" in text and is_host_name(text))
+    return text
+
+
 def _zookeeper_nodes(text: str) -> str:
     text = "".join(text.split()).strip(",")
     _check(re.fullmatch(r"[A-Za-z0-9_.\[\]:-]+(,+[A-Za-z0-9_.\[\]:-]+)*(/[\w./-]*)?", text))
@@ -892,6 +1051,12 @@ OPTIONS: Tuple[Option, ...] = (
            "is tried."),
     Option("scheduler_restart_window", "600", *_seconds(1, 86400),
            help="The window of scheduler_restart_budget."),
+    Option("status_http_port", "0", *_number(0, 65535),
+           help="Tells of this controller over HTTP at /health, /active and /metrics. 0: it does "
+           "not."),
+    Option("status_http_address", "127.0.0.1", _ip_address, "an IP address",
+           "Where status_http_port listens; 0.0.0.0 or :: for all addresses. Whoever reaches it "
+           "can read it."),
     Option("health_page_verify_tls", "True", *_yes_or_no(),
            help="Verify the certificate of Airflow's health page."),
     Option("allow_sqlite_on_network_file_system", "False", *_yes_or_no(),
@@ -981,6 +1146,8 @@ class Configuration(NamedTuple):
     on_event_timeout: float
     scheduler_restart_budget: int
     scheduler_restart_window: float
+    status_http_port: int                 # 0: none
+    status_http_address: str
     health_page_verify_tls: bool
     allow_sqlite_on_network_file_system: bool
 
@@ -4771,6 +4938,7 @@ class Lease:
         self.succeeded = ""          # the node whose lost lease was taken over, if any
         self.reason = ""             # why the lease was claimed
         self.fell_back = False       # the record is older than what this controller has seen
+        self.failures = 0            # of heartbeats and looks that brought no answer
         self.read_at = 0.0           # `record` is at least as new as this moment
         self.nodes: Optional[NodeRecords] = None      # go with each exchange
         self.ended = False
@@ -4829,6 +4997,18 @@ class Lease:
     def overdue_s(self) -> float:
         """By how much the main loop's report is late; negative while it is not."""
         return self._world.now() - self._work_due
+
+    def renewal_age_s(self) -> Optional[float]:
+        """How old the active controller's last heartbeat is: its own last confirmed one, or, on
+        standby, since when the record stands still. None before it is known."""
+        if self.record is None:
+            return None
+        return self._world.now() - (self._confirmed_at if self.active else self._seen_at)
+
+    def is_answered(self) -> bool:
+        """Whether the metadata was read within h."""
+        age_s = self._world.now() - self.read_at
+        return self.read_at > 0 and age_s < self._configuration.heartbeat_timeout
 
     def update(self, change: Callable[[ClusterRecord], Optional[ClusterRecord]]) -> bool:
         """Write a changed record, as the active controller; whether that is confirmed.
@@ -4928,6 +5108,7 @@ class Lease:
             with self._mutex:
                 self._beat()
         except MetadataError as error:
+            self.failures += 1
             self.failed_at = self._world.now()
             self._failing_since = began if self._failing_since is None else self._failing_since
             self._calm_reads = max(0, self._calm_reads - 1)
@@ -5583,6 +5764,167 @@ class ServiceManager:
         if self.ended:
             return None
         return self._world.watchdog_s / self.FEEDS or 3600.0
+
+
+###############################################################################
+# Status over HTTP ############################################################
+###############################################################################
+
+
+_Samples = Iterable[Tuple[Mapping[str, str], Optional[float]]]   # labels, and a value if known
+
+
+class Metric(NamedTuple):
+    """A metric for Prometheus: its name, its type, what it tells, and its samples."""
+    name: str
+    type: str
+    help: str
+    samples: Callable[[Any], _Samples]   # of a FailoverController
+
+
+def _one(value: Callable[[Any], Optional[float]]) -> Callable[[Any], _Samples]:
+    """A metric with one sample and no labels."""
+    return lambda controller: [({}, value(controller))]
+
+
+def _each(label: str, values: Callable[[Any], Mapping[str, float]]) -> Callable[[Any], _Samples]:
+    """A metric with a sample for each value of a label."""
+    return lambda controller: [({label: name}, value)
+                               for name, value in sorted(values(controller).items())]
+
+
+METRICS = (
+    Metric("asfc_info", "gauge", "This controller's node and version; always 1.",
+           lambda controller: [({"node": controller.node_name, "version": __version__}, 1)]),
+    Metric("asfc_active", "gauge", "1 where this controller is active and may act.",
+           _one(lambda controller: controller.lease.may_act())),
+    Metric("asfc_term", "gauge", "The term, as this controller knows it.",
+           _one(lambda controller: controller.lease.record and controller.lease.record.term)),
+    Metric("asfc_paused", "gauge", "1 while asfc is paused.",
+           _one(lambda controller: controller.records.paused)),
+    Metric("asfc_scheduler_up", "gauge",
+           "1 where some node's controller has said lately that a scheduler runs there.",
+           _one(lambda controller: any(controller.scheduler_runs().values()))),
+    Metric("asfc_scheduler_running", "gauge",
+           "1 where a scheduler runs on the node, 0 where none does; nodes that said nothing "
+           "lately are missing.",
+           _each("node", lambda controller: controller.scheduler_runs())),
+    Metric("asfc_renewal_age_seconds", "gauge",
+           "Since the active controller's last heartbeat, as this controller knows it.",
+           _one(lambda controller: controller.lease.renewal_age_s())),
+    Metric("asfc_main_loop_overdue_seconds", "gauge",
+           "By how much the main loop is later than it announced.",
+           _one(lambda controller: max(0.0, controller.lease.overdue_s()))),
+    Metric("asfc_turn_duration_seconds", "summary", "What the turns of the main loop took.",
+           lambda controller: [({"": "_sum"}, controller.turns_took_s),
+                               ({"": "_count"}, controller.turns)]),
+    Metric("asfc_failovers_total", "counter",
+           "Times that the scheduler ran on another node than before.",
+           _one(lambda controller: controller.failovers)),
+    Metric("asfc_scheduler_restarts_total", "counter",
+           "Starts of the scheduler on the node where it ran before.",
+           _one(lambda controller: controller.restarts)),
+    Metric("asfc_command_failures_total", "counter",
+           "Commands that failed or had no answer, a query of a node being one.",
+           _each("command", lambda controller: dict(
+               controller.command_failures, on_event_command=controller.events.failures))),
+    Metric("asfc_metadata_failures_total", "counter",
+           "Heartbeats and looks at the metadata that failed.",
+           _one(lambda controller: controller.lease.failures)),
+    Metric("asfc_events_total", "counter", "Events that this controller has noted.",
+           _each("event", lambda controller: controller.events.counts)),
+    Metric("asfc_configuration_broken", "gauge",
+           "1 where the configuration could not be used when it was read again.",
+           _one(lambda controller: controller.configuration_is_broken)))
+
+
+def metrics_table_markdown() -> str:
+    """The table of all metrics for the README."""
+    rows = ["| metric | type | meaning |", "|---|---|---|"]
+    return "\n".join(rows + ["| `{}` | {} | {} |".format(
+        one.name, one.type, one.help) for one in METRICS]) + "\n"
+
+
+def metrics_text(controller: Any) -> str:
+    """All metrics of a controller in Prometheus' text format; the label "" is a suffix."""
+    def escaped(text: str) -> str:
+        return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    lines = []
+    for metric in METRICS:
+        lines += ["# HELP {} {}".format(metric.name, metric.help),
+                  "# TYPE {} {}".format(metric.name, metric.type)]
+        for labels, value in metric.samples(controller):
+            if value is not None:
+                named = ",".join('{}="{}"'.format(name, escaped(text))
+                                 for name, text in labels.items() if name)
+                lines.append("{}{}{} {!r}".format(metric.name, labels.get("", ""),
+                                                  named and "{" + named + "}", float(value)))
+    return "\n".join(lines) + "\n"
+
+
+def status_page(controller: Any, path: str) -> Tuple[int, str, str]:
+    """What is answered for a path: status, content type and text.
+
+    It reads what the other loops have left behind. It takes no lock and asks nobody, so it delays
+    nobody, and an answer comes also when all else hangs.
+    """
+    if path == "/metrics":
+        return 200, "text/plain; version=0.0.4", metrics_text(controller)
+    states = {"/health": controller.is_healthy(), "/active": controller.lease.may_act()}
+    if path not in states:
+        return 404, "text/plain", "there are /health, /active and /metrics\n"
+    record = controller.lease.record
+    text = json.dumps(collections.OrderedDict((
+        ("node", controller.node_name), ("healthy", states["/health"]),
+        ("active", states["/active"]), ("term", record and record.term),
+        ("active_scheduler_node", record and record.active_scheduler_node),
+        ("sentence", controller.sentence))))
+    return 200 if states[path] else 503, "application/json", text + "\n"
+
+
+class StatusServer:
+    """Serves status pages from a loop of its own, when a port is set; it may be set later."""
+    LOOK_S = 1.0     # how long it waits for clients, at the most, before it looks at the settings
+    PAUSE_S = 0.02   # between two steps while clients are there, however many
+    RETRY_S = 10.0   # after it could not listen
+
+    def __init__(self, world: World, configuration: Any,
+                 answer: Callable[[str], Tuple[int, str, str]], log: Any) -> None:
+        self.ended = False
+        self._world = world
+        self._configuration = configuration
+        self._answer = answer
+        self._log = log
+        self._server: Any = None
+        self._place: Tuple[str, int] = ("", 0)
+        self._told = ""
+
+    def step(self) -> Optional[float]:
+        """Serve for a moment; returns the seconds until the next step, None at the end."""
+        place = (self._configuration.status_http_address, self._configuration.status_http_port)
+        if self._server and (self.ended or place != self._place):
+            self._server.close()
+            self._server = None
+        if self.ended:
+            return None
+        if not place[1]:
+            return 3600.0
+        if not self._server and not self._listen(place):
+            return self.RETRY_S
+        return self.PAUSE_S if self._server.serve(self.LOOK_S, self._answer) else 0.0
+
+    def _listen(self, place: Tuple[str, int]) -> bool:
+        address, port = place
+        try:
+            self._server, self._place = self._world.http_server(address, port), place
+            sentence = "status over HTTP: {}, port {}".format(address, port)
+        except OSError as error:
+            sentence = "no status over HTTP at {}, port {}: {}".format(
+                address, port, error.strerror or error)
+        if sentence != self._told:
+            self._told = sentence
+            self._log.log(logging.INFO if self._server else logging.ERROR, sentence)
+        return bool(self._server)
 
 
 ###############################################################################
@@ -6373,6 +6715,11 @@ class SignsOfLife:
         return view.trusted and age_s <= (configuration.heartbeat_interval_s + RETRY_INTERVAL_S
                                           + configuration.metadata_limit_s)
 
+    def runs_by_records(self) -> Dict[str, bool]:
+        """Of each node whose record is fresh and knows: whether a scheduler runs there."""
+        return {node: view.record.state == RUNNING for node, view in self._records.views.items()
+                if view.moved and view.record.state != UNKNOWN and self._is_fresh(view)}
+
     def _by_record(self, report: NodeReport) -> Optional[NodeReport]:
         view = self._records.views.get(report.node)
         if view is None or not view.moved or not self._is_fresh(view) \
@@ -6455,6 +6802,12 @@ class FailoverController:
         self.manager = ServiceManager(world, self.lease)
         self.events = EventCommand(world, configuration, self.lease.instance, log)
         self.records.tell = self.events.post
+        self.status = StatusServer(world, configuration,
+                                   lambda path: status_page(self, path), log)
+        self.node_name: str = configuration.node_name
+        self.turns, self.turns_took_s, self.failovers, self.restarts = 0, 0.0, 0, 0
+        self.command_failures = dict.fromkeys(("query", "start", "stop", "fence_command"), 0)
+        self.configuration_is_broken = False
         self.fatal: Optional[AsfcError] = None
         self._world = world
         self._configuration = configuration
@@ -6463,7 +6816,7 @@ class FailoverController:
         self._stop_asked = ""
         self._reload_asked = False
         self._remark = ""                    # of the last reload, for the status
-        self._sentence = ""
+        self.sentence = ""                   # of the last turn that had something new to say
         self._turns_at_once = 0
         self._attempt: Optional[Attempt] = None
         self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
@@ -6491,7 +6844,8 @@ class FailoverController:
         self.lease.look()   # a fence deadline may have passed: its one try then has c_m to itself
         loops = {"heartbeat": self._beat, "turn": self.turn, "fence": self.fence.step,
                  "node": self.own_node.step, "watch": self._life.step, "health": self.health.step,
-                 "jobs": self.jobs.step, "alerts": self.alerts.step, "events": self.events.step}
+                 "jobs": self.jobs.step, "alerts": self.alerts.step, "events": self.events.step,
+                 "status": self.status.step}
         if self._world.notify_socket:
             loops["manager"] = self.manager.step
         self._world.run_loops({name: self._guarded(step) for name, step in loops.items()},
@@ -6544,6 +6898,8 @@ class FailoverController:
             self._reload()
         began = self._world.now()
         again_s = self._turn_of_the_active() if self.lease.active else self._turn_on_standby()
+        self.turns += 1
+        self.turns_took_s += self._world.now() - began
         if again_s is None:
             again_s = self._configuration.poll_frequency - (self._world.now() - began)
         elif again_s == 0:
@@ -6566,7 +6922,9 @@ class FailoverController:
         except ConfigurationError as error:
             self._log.error("the new configuration can't be used, the old one is kept: %s", error)
             self._remark = "; the new configuration can't be used: {}".format(error)
+            self.configuration_is_broken = True
         else:
+            self.configuration_is_broken = False
             self._log.info("the configuration was read again; changed: %s",
                            ", ".join(name for name in changed if name not in waiting) or "nothing")
             for line in lines:
@@ -6577,18 +6935,18 @@ class FailoverController:
                 self._log.warning("these keys keep their old values; restart asfc for: %s",
                                   ", ".join(waiting))
             self._log.setLevel(self._configuration.logging_level)
-        self.manager.tell("READY=1", self._sentence + self._remark)
-        for loop in ("heartbeat", "health", "watch"):   # their pauses may be shorter now
+        self.manager.tell("READY=1", self.sentence + self._remark)
+        for loop in ("heartbeat", "health", "watch", "status"):   # their pauses may be shorter now
             self._world.wake(loop)
 
     def _end(self) -> None:
         """The commands in flight are over; the heartbeat's loop takes back what was promised."""
         self._log.info("stopping (%s); the scheduler is left as it is", self._stop_asked)
         self.health.ended = self.jobs.ended = self.alerts.ended = self._life.ended = True
-        self.events.ended = True
+        self.events.ended = self.status.ended = True
         self.lease.expect_work(float("inf"))   # the main loop has ended, in order
         self.lease.leave()
-        for loop in ("health", "jobs", "alerts", "watch", "events"):
+        for loop in ("health", "jobs", "alerts", "watch", "events", "status"):
             self._world.wake(loop)
 
     def _beat(self) -> Optional[float]:
@@ -6631,7 +6989,7 @@ class FailoverController:
         self._note_whether_it_runs(seen)
         self._tell_of_nodes_that_stay(seen)
         decision = decide(seen, self._configuration)
-        if decision.sentence != self._sentence and self._log.isEnabledFor(logging.DEBUG):
+        if decision.sentence != self.sentence and self._log.isEnabledFor(logging.DEBUG):
             self._log.debug("observation: %s", seen.to_text())
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
@@ -6671,6 +7029,7 @@ class FailoverController:
         names = sorted(set(configuration.scheduler_nodes_in_cluster) | set(record.possible_nodes))
         self.lease.expect_work(configuration.query_timeout + self.SLACK_S)
         reports = self._nodes.query(names, stamp)
+        self.command_failures["query"] += sum(not one.answered for one in reports.values())
         self._last_check = "\n".join("{}: {}, {}".format(name, reports[name].state,
                                                          reports[name].reason) for name in names)
         self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
@@ -6800,6 +7159,7 @@ class FailoverController:
                          "ASFC_FENCE_COMMAND": configuration.fence_command})])[0]
         if result.failure():
             self._life.fence_failed(node)
+            self.command_failures["fence_command"] += 1
             self._tell("fence_command for {} failed, so nothing is known of it: {}".format(
                 node, result.failure()), logging.ERROR)
             self._post("fence_failed", "fence_command for {} failed".format(node), why=action.why)
@@ -6828,7 +7188,7 @@ class FailoverController:
             return False
         kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
         if won and (kept != set(seen.possible_nodes) or action.new_move):
-            self._post("nodes", self._sentence)
+            self._post("nodes", self.sentence)
         return won and not self._has_come_back(set(seen.possible_nodes) - kept)
 
     def _has_come_back(self, left: Set[str]) -> bool:
@@ -6873,6 +7233,7 @@ class FailoverController:
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
         self._post("start", "starting the scheduler on " + action.node, proof=action.proof)
+        self.restarts += action.node == self._home
         report = self._nodes.start(action.node, stamp)
         if report.refused:
             self._attempt = self._attempt._replace(refused=True)
@@ -6892,11 +7253,20 @@ class FailoverController:
 
     def _tell_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
         words = report.refused or report.done or report.reason
+        self.command_failures[verb] += not report.answered
         level = logging.WARNING if report.refused or not report.answered else logging.INFO
         self._log.log(level, "%s on %s, move %s: %s", verb, report.node, pair, words)
         self._last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
 
     # -- telling people
+
+    def is_healthy(self) -> bool:
+        """Whether this controller works: its main loop goes on, and the metadata answers."""
+        return self.lease.is_answered() and self.lease.overdue_s() <= 0 and not self._stop_asked
+
+    def scheduler_runs(self) -> Dict[str, bool]:
+        """Whether a scheduler runs on each node whose controller has said so lately."""
+        return self._life.runs_by_records()
 
     def _post(self, kind: str, what: str, why: str = "", proof: str = "",
               without_scheduler_s: Optional[float] = None) -> None:
@@ -6908,10 +7278,10 @@ class FailoverController:
 
     def _tell(self, sentence: str, level: int = logging.INFO) -> None:
         """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
-        self._log.log(logging.DEBUG if sentence == self._sentence else level, sentence)
-        if sentence != self._sentence:
+        self._log.log(logging.DEBUG if sentence == self.sentence else level, sentence)
+        if sentence != self.sentence:
             self.manager.tell("", sentence + self._remark)
-        self._sentence = sentence
+        self.sentence = sentence
 
     def _count_round(self, decision: Decision, seen: Observation) -> None:
         """Alert once after retry_count_before_alerting failed rounds, and once on recovery."""
@@ -6926,6 +7296,7 @@ class FailoverController:
                     "No scheduler is known to run, after {} rounds.".format(self._failed_rounds)))
             return
         node = seen.record.active_scheduler_node
+        self.failovers += self._home not in (None, node)
         if self._alerted:
             self.alerts.post("asfc: the scheduler runs again on {}".format(node), self._report(
                 "The scheduler runs again on {}.".format(node)))
@@ -6939,7 +7310,7 @@ class FailoverController:
         record, configuration = self.lease.record, self._configuration
         return "\n".join([
             headline, "",
-            "What asfc does: " + (self._sentence or "it has just begun"),
+            "What asfc does: " + (self.sentence or "it has just begun"),
             "Active failover node: {} (term {})".format(
                 configuration.node_name, record.term if record else "?"),
             "Active scheduler node: {}".format(record.active_scheduler_node if record else None),

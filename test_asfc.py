@@ -12,6 +12,7 @@ import fcntl
 import functools
 import glob
 import heapq
+import http.client
 import io
 import itertools
 import json
@@ -31,6 +32,7 @@ import signal
 import socket
 import sqlite3
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -630,6 +632,49 @@ class NotifySocket:
         return "\n".join(self.texts()).split("\n")
 
 
+class SlowClients:
+    """Clients of an HTTP server that send a byte twice a second, and come again and again."""
+
+    def __init__(self, case, port, number):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, number + 500)), hard))
+        case.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        self.port, self.number, self.ended = port, number, False
+        self.open = self.dropped = 0
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended = True
+        self.thread.join()
+
+    def run(self):
+        clients = {}
+        while not self.ended:
+            began = time.monotonic()
+            while len(clients) < self.number:
+                client = socket.socket()
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", self.port))
+                clients[client] = iter(itertools.cycle(b"GET /metrics HTTP/1.1\r\nX: y"))
+            self.open = len(clients)
+            for client, text in list(clients.items()):
+                try:
+                    client.send(bytes([next(text)]))
+                except BlockingIOError:
+                    pass   # it is not connected yet
+                except OSError:
+                    self.dropped += 1
+                    del clients[client]
+                    client.close()
+            time.sleep(max(0.0, 0.5 - (time.monotonic() - began)))
+        for client in clients:
+            client.close()
+
+
 ###############################################################################
 # The door to the world #######################################################
 ###############################################################################
@@ -812,6 +857,98 @@ class DoorTest(unittest.TestCase):
         began = time.monotonic()
         self.assertFalse(all(self.world.notify("x" * 2000) for _ in range(2000)))
         self.assertLess(time.monotonic() - began, 5)
+
+    def test_an_http_server_answers_one_request_a_connection_and_survives_what_is_none(self):
+        def answer(path):
+            if path == "/bug":
+                raise ValueError("a bug")
+            return 200 if path == "/well" else 503, "text/plain", "at " + path + "x" * 200000
+        server = self.http_server()
+        cases = ((b"GET /well HTTP/1.1\r\nHost: x\r\n\r\n", 200, 200008),
+                 (b"GET /well?a=b HTTP/1.0\n\n", 200, 200008),
+                 (b"HEAD /well HTTP/1.1\r\n\r\n", 200, 0), (b"GET / HTTP/1.1\r\n\r\n", 503, 200004),
+                 (b"POST /well HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405, 18),
+                 (b"GET /well\r\n\r\n", 400, 24), (b"\r\n\r\n", 400, 24),
+                 (b"\x16\x03\x01\x02" + b"\xff" * 5000, 400, 24),
+                 (b"GET /well HTTP/1.1\r\nX: " + b"y" * 9000, 400, 24),
+                 (b"GET /well HTTP/1.1\r\n\r\n" * 50, 200, 200008))
+        for sent, status, length in cases:
+            with self.subTest(sent[:40]), self.serving(server, answer):
+                head, _, body = self.say(server, sent).partition(b"\r\n\r\n")
+                self.assertRegex(head, "HTTP/1.1 {} [A-Z]".format(status).encode())
+                self.assertEqual(len(body), length)
+                if b"HEAD" in sent:
+                    self.assertIn(b"\r\nContent-Length: 200008\r\n", head)
+        with socket.create_connection(server.address) as client:   # one that resets its connection
+            server.serve(5, answer)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.serve(5, answer)
+        self.assertEqual(len(server._clients), 0)
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"GET /bug HTTP/1.1\r\n\r\n")
+            with self.assertRaises(ValueError):
+                while True:
+                    server.serve(5, answer)
+            self.assertEqual(client.recv(100), b"", "its connection is gone")
+
+    def test_clients_that_are_slow_or_endless_or_deaf_lose_their_places_in_time(self):
+        server = self.http_server()
+        server.LIFE_S = 0.5
+        answer = lambda path: (200, "text/plain", "x" * 3000000)   # noqa: E731
+
+        def connect(text):
+            client = socket.create_connection(server.address)
+            self.addCleanup(client.close)
+            client.sendall(text)
+            return client
+        for text in (b"", b"G", b"GET / HTTP/1.1\r\n\r\n"):   # the last one never reads
+            connect(text)
+        endless = connect(b"GET / HTTP/1.1\r\nX: ")
+        began = time.monotonic()
+        seen = 0
+        while server._clients or time.monotonic() < began + 0.3:
+            server.serve(0.05, answer)
+            seen = max(seen, len(server._clients))
+            with contextlib.suppress(OSError):
+                endless.send(b"y")
+        self.assertEqual(seen, 4)
+        self.assertLess(time.monotonic() - began, 5)
+        server.LIFE_S, server.MOST_CLIENTS = 60.0, 3
+        clients = [connect(b"G") for _ in range(9)]
+        for _ in range(5):
+            server.serve(0.1, answer)
+        self.assertEqual(len(server._clients), 3)
+        self.assertEqual([client.recv(1) for client in clients[:6]], [b""] * 6, "the oldest")
+        with self.serving(server, lambda path: (200, "text/plain", "well")):
+            self.assertTrue(self.say(server, b"GET / HTTP/1.1\r\n\r\n").endswith(b"well"))
+
+    def http_server(self):
+        server = self.world.http_server("127.0.0.1", 0)
+        self.addCleanup(server.close)
+        server.address = server._listener.getsockname()
+        return server
+
+    @contextlib.contextmanager
+    def serving(self, server, answer):
+        ended = threading.Event()
+
+        def serve():
+            while not ended.is_set():
+                server.serve(0.05, answer)
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @staticmethod
+    def say(server, text):
+        """All that the server answers to a text, until it ends the connection."""
+        with socket.create_connection(server.address, timeout=10) as client:
+            client.sendall(text)
+            return b"".join(iter(lambda: client.recv(65536), b""))
 
     def serve_pages(self, answers):
         """The URL of a server that gives these answers, one to each that asks; None: none."""
@@ -7331,6 +7468,141 @@ class ServiceManagerTest(unittest.TestCase):
 
 
 ###############################################################################
+# Status over HTTP ############################################################
+###############################################################################
+
+
+class StatusTest(unittest.TestCase):
+    def cluster(self, play, seed=5):
+        cluster = VirtualCluster(seed)
+
+        def run():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(100)
+            play(cluster, cluster.controllers["a"], cluster.controllers["b"])
+        cluster.clock.drive(run)
+
+    @staticmethod
+    def states(controller):
+        return tuple(asfc.status_page(controller, path)[0] for path in ("/health", "/active"))
+
+    @staticmethod
+    def metrics(controller):
+        """The samples of a controller, by name and labels."""
+        lines = asfc.metrics_text(controller).splitlines()
+        return {name: float(value) for name, _, value in (
+            line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+    def test_health_and_active_tell_of_the_controller_in_all_its_states(self):
+        def play(cluster, a, b):
+            self.assertEqual((self.states(a), self.states(b)), ((200, 200), (200, 503)))
+            page = json.loads(asfc.status_page(a, "/health")[2])
+            self.assertEqual(page, {
+                "node": "a", "healthy": True, "active": True, "term": 1,
+                "active_scheduler_node": "a",
+                "sentence": "no action: I am active, the scheduler runs on a"})
+            self.assertEqual(asfc.status_page(a, "/other")[0], 404)
+            cluster.metadata.away = True
+            cluster.clock.wait(25)
+            self.assertEqual(self.states(a), (200, 503), "it may not act any more")
+            cluster.clock.wait(10)
+            self.assertEqual((self.states(a), self.states(b)), ((503, 503), (503, 503)))
+            cluster.metadata.away = False
+            cluster.clock.wait(60)
+            self.assertEqual(self.states(b), (200, 503))
+            b.lease.expect_work(-0.1)
+            self.assertEqual(self.states(b), (503, 503), "its main loop is late")
+            a.stop("SIGTERM")
+            self.assertEqual(self.states(a)[0], 503)
+        self.cluster(play)
+
+    def test_the_metrics_of_a_failover_and_a_restart(self):
+        def play(cluster, a, b):
+            before = self.metrics(a)
+            for name, value in (
+                    ('asfc_info{node="a",version="' + asfc.__version__ + '"}', 1),
+                    ("asfc_active", 1), ("asfc_term", 1), ("asfc_scheduler_up", 1),
+                    ('asfc_scheduler_running{node="a"}', 1),
+                    ('asfc_scheduler_running{node="b"}', 0), ("asfc_failovers_total", 0),
+                    ("asfc_scheduler_restarts_total", 0), ("asfc_paused", 0),
+                    ('asfc_events_total{event="start"}', 1),
+                    ('asfc_command_failures_total{command="query"}', 0)):
+                self.assertEqual(before[name], value, name)
+            self.assertLess(before["asfc_renewal_age_seconds"], 4)
+            self.assertEqual(before["asfc_renewal_age_seconds"],
+                             cluster.clock.time - a.lease._confirmed_at)
+            self.assertLess(self.metrics(b)["asfc_renewal_age_seconds"], 7)
+            self.assertEqual((self.metrics(b)["asfc_active"], self.metrics(b)["asfc_scheduler_up"]),
+                             (0, 1))
+            self.assertGreater(before["asfc_turn_duration_seconds_count"], 9)
+            cluster.kill_scheduler()
+            cluster.clock.wait(60)
+            cluster.cut.add("c")
+            cluster.broken.add("a")
+            cluster.kill_scheduler()
+            cluster.clock.wait(120)
+            cluster.metadata.away = True
+            cluster.clock.wait(10)
+            after = self.metrics(a)
+            self.assertEqual(
+                (after["asfc_scheduler_restarts_total"], after["asfc_failovers_total"]), (2, 1))
+            self.assertEqual(after['asfc_events_total{event="start_failed"}'], 1)
+            self.assertGreater(after['asfc_command_failures_total{command="query"}'], 3)
+            self.assertGreater(after["asfc_metadata_failures_total"], 1)
+            self.assertGreater(after["asfc_renewal_age_seconds"], 9)
+            self.assertNotIn('asfc_scheduler_running{node="b"}', after, "nobody said so lately")
+            cluster.metadata.away = False
+            cluster.kill_controller("b")
+            cluster.kill_controller("c")
+            cluster.start_controller("b")
+            cluster.clock.wait(2)
+            new = self.metrics(cluster.controllers["b"])
+            self.assertEqual(new["asfc_term"], after["asfc_term"])
+            self.assertNotIn('asfc_scheduler_running{node="c"}', new, "an old record says so")
+        self.cluster(play)
+
+    def test_labels_are_escaped_and_what_is_not_known_is_missing(self):
+        def play(cluster, a, b):
+            a.node_name, a.lease.record = 'x"\\\n', None
+            text = asfc.metrics_text(a)
+            self.assertIn('asfc_info{node="x\\"\\\\\\n",version=', text)
+            self.assertNotRegex(text, "(?m)^asfc_(term|renewal_age_seconds) ")
+        self.cluster(play)
+
+    def test_a_port_that_is_taken_is_told_once_and_tried_again_and_a_new_one_is_taken_over(self):
+        lines, settled = [], settings(status_http_address="127.0.0.1", status_http_port=0)
+        log = logging.getLogger("asfc-test-status")
+        log.propagate, log.handlers = False, [ListHandler(lines)]
+        log.setLevel(logging.INFO)
+        status = asfc.StatusServer(asfc.World(), settled, lambda path: (200, "text/plain", ""), log)
+        status.LOOK_S = 0.01
+        self.assertEqual(status.step(), 3600.0)
+        taken = socket.socket()
+        self.addCleanup(taken.close)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen(1)
+        settled.status_http_port = taken.getsockname()[1]
+        self.assertEqual((status.step(), status.step()), (status.RETRY_S,) * 2)
+        self.assertEqual((len(lines), "Address already in use" in lines[0]), (1, True), lines)
+        settled.status_http_port = free_port()
+        self.assertEqual(status.step(), 0.0)
+        client = socket.create_connection(("127.0.0.1", settled.status_http_port))
+        self.addCleanup(client.close)
+        wait_until(lambda: status.step() == status.PAUSE_S, 10, "the client is seen")
+        before, settled.status_http_port = settled.status_http_port, free_port()
+        self.assertEqual(status.step(), 0.0)
+        self.assertEqual(client.recv(1), b"")
+        with self.assertRaises(OSError):
+            socket.create_connection(("127.0.0.1", before))
+        client = socket.create_connection(("127.0.0.1", settled.status_http_port))
+        self.addCleanup(client.close)
+        status.ended = True
+        self.assertIsNone(status.step())
+        self.assertRaises(OSError, client.recv, 1)   # it was never accepted
+
+
+###############################################################################
 # Decision ####################################################################
 ###############################################################################
 
@@ -12963,7 +13235,7 @@ class DryRunTest(unittest.TestCase):
                 run.turn()
                 cluster.clock.wait(10)
             active = cluster.controllers[cluster.active()[0]]
-            sentences.append((active._sentence, run._told[0]))
+            sentences.append((active.sentence, run._told[0]))
 
         def play():
             run = self.dry_run(cluster)
@@ -13210,6 +13482,83 @@ class CommandLineTest(unittest.TestCase):
         self.environment["AIRFLOW__SMTP__SMTP_PORT"] = "1"
         status, _, err = self.verb("send_test_email")
         self.assertEqual((status, len(err.splitlines())), (1, 1), err)
+
+    def page(self, port, path="/health", method="GET"):
+        """The status and the text of a page of the controller; (0, "") where none answers."""
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request(method, path)
+            reply = connection.getresponse()
+            return reply.status, reply.read().decode()
+        except OSError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    def test_the_status_of_a_real_controller_over_http_can_be_switched_on_and_off(self):
+        port = free_port()
+        SchedulerStandIn(self.bin)
+        child = self.start()
+        wait_until(lambda: "watching whether it lives on" in self.log(), 20, self.log)
+        self.configure(status_http_port=port)
+        child.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.page(port)[0] == 200, 20, self.log)
+        self.assertEqual([self.page(port, path, method)[0] for path, method in (
+            ("/active", "GET"), ("/active?x", "HEAD"), ("/metrics", "GET"), ("/", "GET"))],
+            [200, 200, 200, 404])
+        for line in ('asfc_scheduler_running{node="here"} 1.0', "asfc_scheduler_up 1.0",
+                     "asfc_active 1.0", "asfc_term 1.0", 'asfc_events_total{event="start"} 1.0'):
+            self.assertIn(line + "\n", self.page(port, "/metrics")[1])
+        promtool = find_program("promtool")
+        if promtool or not os.environ.get("ASFC_PLAIN"):
+            require("promtool", promtool)
+            done = subprocess.run([promtool, "check", "metrics"], stdout=subprocess.PIPE,
+                                  input=self.page(port, "/metrics")[1].encode(),
+                                  stderr=subprocess.STDOUT)
+            self.assertEqual((done.returncode, done.stdout), (0, b""))
+        self.configure()
+        child.send_signal(signal.SIGHUP)
+        wait_until(lambda: self.page(port)[0] == 0, 20, self.log)
+        child.terminate()
+        self.assertEqual(child.wait(), 0)
+
+    def test_a_thousand_slow_clients_change_nothing_in_the_turns_timing(self):
+        require("half a minute", True)
+        port = free_port()
+        SchedulerStandIn(self.bin)
+        self.configure(status_http_port=port, scheduler_restart_sleep_time=1)
+        child = self.start()
+        wait_until(lambda: "no action: I am active" in self.log(), 60, self.log)
+        quiet = self.timing(child.pid, port, 8)
+        with SlowClients(self, port, 1000) as clients:
+            wait_until(lambda: clients.open >= 1000, 30, lambda: clients.open)
+            busy = self.timing(child.pid, port, 8)
+            self.assertGreater(clients.dropped, 1000, "they did come to the server")
+        print("a turn took {:.3f} s, and {:.3f} s with 1,000 slow clients; turns a second {:.2f} "
+              "and {:.2f}; CPU {:.0%} and {:.0%}; a health page {:.2f} s".format(
+                  quiet[0], busy[0], quiet[1], busy[1], quiet[2], busy[2], busy[3]),
+              file=sys.stderr)
+        self.assertLess(busy[0], 1.5 * quiet[0] + 0.1)
+        self.assertGreater(busy[1], 0.8 * quiet[1])
+        self.assertLess(busy[2], quiet[2] + 0.3)
+        self.assertLess(busy[3], 3)
+        self.assertNotIn("lost", self.log())
+
+    def timing(self, pid, port, seconds):
+        """A turn's mean duration, turns in a second, CPU, and how long a health page takes."""
+        def look():
+            text = self.page(port, "/metrics")[1]
+            took_s, turns = (float(re.search(r"duration_seconds_{} (\S+)".format(what),
+                                             text).group(1)) for what in ("sum", "count"))
+            fields = process_fields(pid)
+            return took_s, turns, clock(), (int(fields[11]) + int(fields[12])) / 100.0
+        before = look()
+        time.sleep(seconds)
+        after = look()
+        took_s, turns, passed_s, cpu_s = (new - old for new, old in zip(after, before))
+        asked_at = clock()
+        self.assertEqual(self.page(port)[0], 200)
+        return took_s / turns, turns / passed_s, cpu_s / passed_s, clock() - asked_at
 
     def test_a_second_controller_on_one_state_directory_is_refused(self):
         first = self.start()
@@ -13506,6 +13855,9 @@ class CommandLineTest(unittest.TestCase):
 
 
 class ReadmeTest(unittest.TestCase):
+    def test_the_table_of_metrics_is_the_codes(self):
+        self.assertIn(asfc.metrics_table_markdown(), read_file(os.path.join(HERE, "README.md")))
+
     def test_the_table_of_events_is_the_codes(self):
         self.assertIn(asfc.events_table_markdown(), read_file(os.path.join(HERE, "README.md")))
 
