@@ -2015,12 +2015,15 @@ class HistoryEvent(NamedTuple):
 # What can happen: the word that on_event_command gets, and what it means.
 EVENTS: Dict[str, str] = collections.OrderedDict((
     ("active", "this controller is active now; the cause says why"),
+    ("released", "it gave the lease up in order: it is stopped"),
     ("gave_up", "it gave the lease up: no node answers it, while the others live"),
     ("restored", "the metadata was restored from a backup: the term was raised"),
     ("nodes", "where a scheduler may be is changed: one is moved, found, or proved to be gone"),
+    ("waiting", "no scheduler runs and none is started yet; the text says why"),
     ("start", "a scheduler is started"),
     ("start_failed", "a start has failed"),
     ("running", "the scheduler runs, after none was seen to run"),
+    ("lost", "the scheduler is not seen to run any more; the cause says why"),
     ("stop", "schedulers or their remnants were stopped on a node, or that was tried"),
     ("self_fence", "this node fences itself, or has done so: its heartbeat was not confirmed"),
     ("outage", "the metadata answers this node again, after a time in which it could not act"),
@@ -2028,6 +2031,7 @@ EVENTS: Dict[str, str] = collections.OrderedDict((
     ("fenced", "fence_command has switched a node off"),
     ("fence_failed", "fence_command has failed"),
     ("confirmed_dead", "a person vouched that a node is off"),
+    ("cleared", "a person has cleared the metadata"),
     ("paused", "a person has paused asfc"),
     ("resumed", "a person has ended the pause")))
 
@@ -2068,6 +2072,42 @@ def history_text(events: Sequence[HistoryEvent]) -> str:
             break
         kept.insert(0, fields)
     return json.dumps({"format": HISTORY_FORMAT, "events": kept})
+
+
+STATUS = "status"
+STATUS_FORMAT = 1
+
+
+class StatusRecord(NamedTuple):
+    """What the active controller said last, for people alone: nothing is decided by it."""
+    node: str
+    term: int
+    since: str                            # UTC text: when it said so first
+    sentence: str
+    unanswered: Mapping[str, str] = {}    # nodes that gave it no clear answer, and why
+
+    @classmethod
+    def bounded(cls, node: str, term: int, since: str, sentence: str,
+                unanswered: Mapping[str, str]) -> "StatusRecord":
+        """A record of a bounded size: every heartbeat reads it."""
+        return cls(node, term, since, sentence[:1500],
+                   {name: unanswered[name][:200] for name in sorted(unanswered)[:20]})
+
+    def to_text(self) -> str:
+        """This record as JSON, in ASCII, with the number of its format."""
+        return json.dumps(dict(self._asdict(), format=STATUS_FORMAT), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Optional["StatusRecord"]:
+        """Read a record; None for one that this version can't understand."""
+        try:
+            fields = json.loads(text)
+            if fields["format"] != STATUS_FORMAT:
+                return None
+            return cls(str(fields["node"]), int(fields["term"]), str(fields["since"]),
+                       str(fields["sentence"]), dict(fields["unanswered"]))
+        except (ValueError, TypeError, KeyError):
+            return None
 
 
 ###############################################################################
@@ -4301,6 +4341,9 @@ def view_of(node: str, found: Record, before: Optional[NodeView], now: float) ->
                     before is not None)
 
 
+STOPPED_IN_ORDER = "its controller was stopped"   # in a record that none writes any more
+
+
 class NodeRecords:
     """All nodes' records: writes this node's own with each heartbeat, and watches the others'.
 
@@ -4334,6 +4377,8 @@ class NodeRecords:
         self._events_mutex = world.mutex()      # several loops post them
         self._sent_events = 0
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
+        self._status: Optional[StatusRecord] = None   # what is to be read there; None: not active
+        self._status_read: Tuple[Optional[int], Optional[StatusRecord]] = (None, None)
         self._told: Set[str] = set()
         self.brought_back = ""          # by which unit of systemd the scheduler would be
         self._fenced = ""
@@ -4358,6 +4403,11 @@ class NodeRecords:
                 self.fence.about_to_promise(sent_at)
             self._sequence += 1
             found.append(Write(self._own, record.to_text(), self._version))
+        version, written = self._status_read
+        status = self._status   # the turn's loop may replace it meanwhile
+        if status and self._read and not self.unknown \
+                and (written is None or written._replace(since=status.since) != status):
+            found.append(Write(STATUS, status.to_text(), version))
         return found
 
     def _may_write(self) -> bool:
@@ -4394,6 +4444,7 @@ class NodeRecords:
             else:
                 self.fence.promise_withdrawn()
         self._take_history(confirmed, records.get(HISTORY))
+        self._take_status(records.get(STATUS))
         for name, found in sorted(records.items()):
             if name.startswith(NODE_PREFIX):
                 self._take(name, found)
@@ -4415,6 +4466,12 @@ class NodeRecords:
             self._history = (found.version, HistoryEvent.all_from_text(found.value))
         elif not found:
             self._history = (None, [])
+
+    def _take_status(self, found: Optional[Record]) -> None:
+        if not found:
+            self._status_read = (None, None)
+        elif found.version != self._status_read[0]:
+            self._status_read = (found.version, StatusRecord.from_text(found.value))
 
     def _take(self, name: str, found: Record) -> None:
         node = name[len(NODE_PREFIX):]
@@ -4470,7 +4527,7 @@ class NodeRecords:
     def no_promise(self) -> str:
         """Why this node promises nothing at the moment, or ''."""
         if self.leaving:
-            return "its controller was stopped"
+            return STOPPED_IN_ORDER
         if self.paused:
             return "asfc is paused"
         if self._configuration.on_metadata_loss == "keep":
@@ -4488,6 +4545,13 @@ class NodeRecords:
         with self._events_mutex:
             self._events = (self._events + [event])[-HISTORY_LENGTH:]
         self.tell(kind, event)
+
+    def say(self, status: Optional[StatusRecord]) -> None:
+        """Have the active controller's sentence written with the next exchange, if it is new.
+
+        None takes back what was not written yet: this controller is not the active one.
+        """
+        self._status = status
 
     def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
         """Tell once of what differs between the controllers."""
@@ -5622,11 +5686,11 @@ class OwnNode:
             self._records.note_fencing(sentence)
             self._post("self_fence", sentence)
 
-    def _post(self, kind: str, sentence: str) -> None:
+    def _post(self, kind: str, sentence: str, why: str = "") -> None:
         record = self._lease.record
         self._records.post(kind, HistoryEvent(
             self._world.utc_text(), self._configuration.node_name,
-            record.term if record else 0, record.move if record else 0, sentence))
+            record.term if record else 0, record.move if record else 0, sentence, why))
 
     def _ask_systemd(self, mains: Sequence[Any]) -> None:
         """Promise nothing while a unit would bring this node's scheduler back, and say so."""
@@ -5650,6 +5714,9 @@ class OwnNode:
         now = self._world.now()
         for main in report.mains:
             key = (main.pid, main.start)
+            if key not in self._asked:
+                self._post("stop", "stopped the scheduler here, pid {}".format(main.pid),
+                           "none may run here, only on {}".format(", ".join(record.possible_nodes)))
             late = now - self._asked.setdefault(key, now) >= self._configuration.fence_grace_time
             self._log.warning(
                 "guarding this node: no scheduler may run here in term %s, so pid %d is ended (%s)",
@@ -6122,6 +6189,7 @@ class StartScheduler(NamedTuple):
     """Start the scheduler on the one possible node. `proof` says why no other can run."""
     node: str
     proof: str
+    why: str = ""   # it is started, and there
 
 
 class StopScheduler(NamedTuple):
@@ -6168,6 +6236,7 @@ class Decision(NamedTuple):
     again_s: Optional[float] = None   # when to look again; None: at the next poll
     healthy: Optional[bool] = None    # one runs; or a round has failed; None: under way
     attempt_over: str = ""            # "worked" or "failed", when an attempt has come to its end
+    why: str = ""                     # the facts behind it that the sentence does not tell
 
 
 def decide(observation: Observation, configuration: Any) -> Decision:
@@ -6400,7 +6469,8 @@ def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decis
         return None  # that goes first: it is worth more than silence
     chosen = choose_node(seen, configuration, seen.record.failed)
     if chosen:
-        return move_to(seen, chosen, {})
+        return move_to(seen, chosen, {}, passed_over(seen, chosen, seen.record.failed,
+                                                     configuration))
     return Decision("waiting: no other node answers that a scheduler could be started on; {}"
                     .format(seen.reason(assigned)), healthy=False)
 
@@ -6534,10 +6604,10 @@ def choose_another_node(seen: Observation, configuration: Any) -> Optional[Decis
     if chosen == assigned:
         return Decision("{} is tried again".format(chosen), (ChangeRecord(fields),), 0.0) \
             if fields else None
-    return move_to(seen, chosen, fields)
+    return move_to(seen, chosen, fields, passed_over(seen, chosen, failed, configuration))
 
 
-def move_to(seen: Observation, chosen: str, fields: Mapping[str, Any]) -> Decision:
+def move_to(seen: Observation, chosen: str, fields: Mapping[str, Any], why: str) -> Decision:
     """Make the chosen node the last possible one, in a new move; proof is asked for after that."""
     record = seen.record
     assigned = record.active_scheduler_node
@@ -6545,7 +6615,38 @@ def move_to(seen: Observation, chosen: str, fields: Mapping[str, Any]) -> Decisi
     changed = dict(fields, possible_nodes=others + (chosen,), assigned=True, started=False)
     return Decision("moving the scheduler to {}{}".format(
         chosen, " from {}".format(seen.reason(assigned)) if assigned else ""),
-        (ChangeRecord(changed, new_move=True),), 0.0)
+        (ChangeRecord(changed, new_move=True),), 0.0, why=why)
+
+
+def passed_over(seen: Observation, chosen: str, failed: Sequence[FailedNode],
+                configuration: Any) -> str:
+    """Why none of the nodes is taken that come before the chosen one, for the history.
+
+    That the active scheduler node does not answer is told by the sentence of the move itself.
+    """
+    names, assigned = search_order(seen.record, configuration), seen.record.active_scheduler_node
+    reasons = {node.node: "failed: " + node.why for node in failed
+               if node.until_s > seen.record.clock_s}
+    found = []
+    for node in names[:names.index(chosen)]:
+        if node in reasons:
+            found.append("{}: {}".format(node, reasons[node]))
+        elif not seen.says_stopped(node):
+            found += [seen.reason(node)] if node != assigned else []
+        else:
+            promises_nothing = seen.facts.get(node, NO_FACTS).promise_s is None
+            found.append("{}: {}".format(node, "it promises nothing" if promises_nothing
+                                         else "it takes no starts until it renews its promise"))
+    return "; ".join(found + ["{} is the first that takes it, in the order {}".format(
+        chosen, ", ".join(names))])
+
+
+def search_order(record: ClusterRecord, configuration: Any) -> List[str]:
+    """The nodes of the list as they are tried: from the active scheduler node on."""
+    names = list(configuration.scheduler_nodes_in_cluster)
+    place = names.index(record.active_scheduler_node) \
+        if record.active_scheduler_node in names else 0
+    return names[place:] + names[:place]
 
 
 def choose_node(seen: Observation, configuration: Any,
@@ -6556,12 +6657,8 @@ def choose_node(seen: Observation, configuration: Any,
     left, the one whose time is over first.
     """
     assigned = seen.record.active_scheduler_node
-    names = list(configuration.scheduler_nodes_in_cluster)
-    if assigned in names:
-        place = names.index(assigned)
-        names = names[place:] + names[:place]
-    candidates = [node for node in names if seen.answers(node) and seen.says_stopped(node)
-                  and seen.takes_starts(node)]
+    candidates = [node for node in search_order(seen.record, configuration)
+                  if seen.answers(node) and seen.says_stopped(node) and seen.takes_starts(node)]
     candidates.sort(key=lambda node: node != assigned and seen.facts.get(
         node, NO_FACTS).promise_s is None)
     until = {node.node: node.until_s for node in failed if node.until_s > seen.record.clock_s}
@@ -6576,16 +6673,21 @@ def start_scheduler(seen: Observation, configuration: Any) -> Decision:
     record = seen.record
     node = record.possible_nodes[-1]
     proof = "; ".join(map(seen.reason, record.possible_nodes))
-    starts = (record.starts + (StartMade(node, record.clock_s),))[
-        -max(20, configuration.scheduler_restart_budget):]
+    window_s, budget = (configuration.scheduler_restart_window,
+                        configuration.scheduler_restart_budget)
+    starts = (record.starts + (StartMade(node, record.clock_s),))[-max(20, budget):]
     if record.alive_at_s is not None and seen.database_was_away(
             record.clock_s - record.alive_at_s, configuration):
         starts = record.starts
         proof += "; Airflow's database did not answer lately, so this start is not counted"
+    count = len(starts_within(record._replace(starts=starts), node, window_s))
+    why = "{}; start {} of at most {} there within {:g} s".format(
+        "none runs where it ran" if record.started else "{} was chosen for it".format(node),
+        count, budget, window_s)
     change = ChangeRecord({"possible_nodes": (node,), "started": True, "starts": starts,
                            "vouched": ()}, new_move=record.started)
     return Decision("starting the scheduler on {}, term {}: {}".format(node, record.term, proof),
-                    (change, StartScheduler(node, proof)), 0.5)
+                    (change, StartScheduler(node, proof, why)), 0.5)
 
 
 # -- helpers of the rules
@@ -6817,6 +6919,10 @@ class FailoverController:
         self._reload_asked = False
         self._remark = ""                    # of the last reload, for the status
         self.sentence = ""                   # of the last turn that had something new to say
+        self._sentence_since = ""            # UTC text
+        self._why = ""                       # the facts behind it
+        self._waits = False                  # whether the last decision was to wait
+        self._unanswered: Dict[str, str] = {}   # nodes without a clear answer, and why
         self._turns_at_once = 0
         self._attempt: Optional[Attempt] = None
         self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
@@ -6945,6 +7051,9 @@ class FailoverController:
         self.health.ended = self.jobs.ended = self.alerts.ended = self._life.ended = True
         self.events.ended = self.status.ended = True
         self.lease.expect_work(float("inf"))   # the main loop has ended, in order
+        if self.lease.active:
+            self._post("released", "gives the lease up",
+                       why="its controller is stopped: " + self._stop_asked)
         self.lease.leave()
         for loop in ("health", "jobs", "alerts", "watch", "events", "status"):
             self._world.wake(loop)
@@ -6993,7 +7102,12 @@ class FailoverController:
             self._log.debug("observation: %s", seen.to_text())
         failing = decision.healthy is False
         self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
+        self._why = decision.why
         self._count_round(decision, seen)
+        waits = decision.sentence.startswith("waiting")
+        if waits and not self._waits:
+            self._post("waiting", decision.sentence, decision.why)   # once: its numbers change each turn
+        self._waits = waits
         if decision.attempt_over == "failed":
             self._post("start_failed", decision.sentence)
         attempt = self._attempt
@@ -7010,6 +7124,7 @@ class FailoverController:
             return
         record = self.lease.record
         self._was_active, self._attempt, self._cleaned, self._back = True, None, set(), set()
+        self._waits = False
         self._life.begin()
         self._post("active", "active failover node", why=self.lease.reason)
         self._home = record.active_scheduler_node if record and record.started else None
@@ -7034,6 +7149,8 @@ class FailoverController:
                                                          reports[name].reason) for name in names)
         self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
         self._warn_of_other_users(reports)
+        self._unanswered = {name: reports[name].reason for name in names if not reports[name].intent
+                            and reports[name].state == UNKNOWN}
         known = {name: self._life.best_report(reports[name], stamp) for name in names}
         self._reports = known
         now, node = self._world.now(), record.active_scheduler_node
@@ -7078,11 +7195,14 @@ class FailoverController:
         """Keep the time when the scheduler was last seen, and tell of the time without one."""
         node = seen.record.active_scheduler_node
         runs = bool(node and seen.record.started and seen.runs_on(node))
-        if runs and not self._runs:
+        if runs and node and not self._runs:
             since = seen.record.alive_at_s
             without_s = None if since is None else round(seen.record.clock_s - since, 1)
             self._post("running", "the scheduler runs on {}".format(node),
-                       without_scheduler_s=without_s)
+                       proof=seen.reports[node].reason, without_scheduler_s=without_s)
+        elif self._runs and not runs:
+            self._post("lost", "the scheduler is not seen to run any more",
+                       why=seen.reason(node) if node else "no node has it")
         if runs:
             self.lease.scheduler_runs()
         self._runs = runs
@@ -7187,8 +7307,9 @@ class FailoverController:
             self._log.warning("the cluster record could not be written, nothing is done: %s", error)
             return False
         kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
-        if won and (kept != set(seen.possible_nodes) or action.new_move):
-            self._post("nodes", self.sentence)
+        if won and (kept != set(seen.possible_nodes) or action.new_move) \
+                and not self.sentence.startswith("starting"):   # the start itself tells of that
+            self._post("nodes", self.sentence, why=self._why)
         return won and not self._has_come_back(set(seen.possible_nodes) - kept)
 
     def _has_come_back(self, left: Set[str]) -> bool:
@@ -7232,7 +7353,7 @@ class FailoverController:
                                 source=sign.source)
         self.lease.expect_work(self._configuration.scheduler_start_timeout
                                + self._configuration.query_timeout + self.SLACK_S)
-        self._post("start", "starting the scheduler on " + action.node, proof=action.proof)
+        self._post("start", "starting the scheduler on " + action.node, action.why, action.proof)
         self.restarts += action.node == self._home
         report = self._nodes.start(action.node, stamp)
         if report.refused:
@@ -7281,7 +7402,11 @@ class FailoverController:
         self._log.log(logging.DEBUG if sentence == self.sentence else level, sentence)
         if sentence != self.sentence:
             self.manager.tell("", sentence + self._remark)
-        self.sentence = sentence
+            self._sentence_since = self._world.utc_text()
+        self.sentence, record = sentence, self.lease.record
+        self.records.say(StatusRecord.bounded(
+            self._configuration.node_name, record.term, self._sentence_since, sentence,
+            self._unanswered) if record and self.lease.active else None)
 
     def _count_round(self, decision: Decision, seen: Observation) -> None:
         """Alert once after retry_count_before_alerting failed rounds, and once on recovery."""
@@ -7882,14 +8007,455 @@ def verb_history(world: World, arguments: Any) -> int:
     for event in events:
         print("{}  {:<6} {}  {}".format(
             event.at, str(Pair(event.term, event.move)), event.node, event.what))
-        for label, words in (("why", event.why), ("proof", event.proof)):
-            if words:
-                print("{:>33} {}".format(label + ":", words))
-        if event.without_scheduler_s is not None:
-            print("{:>33} {:.1f} s without a scheduler".format("time:", event.without_scheduler_s))
+        for label, words in reasons_of(event):
+            print("{:>33} {}".format(label + ":", words))
     if not events:
         print("No event has been written down.")
     return 0
+
+
+def reasons_of(event: HistoryEvent) -> List[Tuple[str, str]]:
+    """What an event tells beside its headline: a label and its words each."""
+    found = [(label, words) for label, words in (("why", event.why), ("proof", event.proof))
+             if words]
+    if event.without_scheduler_s is not None:
+        found.append(("time", "{:.1f} s without a scheduler".format(event.without_scheduler_s)))
+    return found
+
+
+# -- the cluster at a glance
+
+
+# The exit statuses and words of monitoring plugins (Nagios, Icinga and their like).
+FINE, DEGRADED, DOWN, NOT_KNOWN = 0, 1, 2, 3
+LEVELS = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+
+
+def verb_status(world: World, arguments: Any) -> int:
+    """Show the cluster at a glance: each node, the assignment, what the active controller says.
+
+    Only the metadata is asked, so any node answers, and at once; where a controller seems not to
+    write any more, or a clock is off, it watches for some seconds whether its record changes.
+    Exit status, as monitoring plugins have it: 0 all is fine; 1 degraded: no standby, a node whose
+    controller is silent, which does not answer the active one or promises nothing, or asfc is
+    paused; 2 no scheduler or no active controller; 3 unknown, for the metadata can't be read.
+    With --watch it is shown anew every 2 s, or every SECONDS, until Ctrl-C.
+    """
+    beats: Optional[Beats] = None
+    level = None
+    try:
+        while True:
+            try:
+                configuration = load_configuration(world, arguments)
+                beats = beats or Beats(world, configuration, metadata_service(world, configuration))
+                beats.read()
+                level = show_status(world, arguments, judge_status(beats, configuration))
+            except AsfcError as error:
+                level = show_that_nothing_is_known(arguments, error)
+            sys.stdout.flush()
+            if arguments.watch is None:
+                return level
+            world.sleep(arguments.watch)
+    except KeyboardInterrupt:
+        if level is None:
+            raise
+        return level
+
+
+class Beats:
+    """Which controllers still write their records, whatever the wall clocks show.
+
+    A record counts as fresh at once where its UTC text says so. A text that looks too old, or lies
+    ahead, may be a clock that is off: then it is read again until the version has changed, or has
+    not for i + c_m + r.
+    """
+    SLACK_S = 1.5   # the texts are in whole seconds, and clocks that are set agree in one
+
+    def __init__(self, world: World, configuration: Any, metadata: MetadataService) -> None:
+        self.records: Dict[str, Record] = {}
+        self.cluster: Optional[ClusterRecord] = None
+        self.nodes: Dict[str, NodeRecord] = {}
+        self.now = ""            # UTC text
+        self.fresh_s = 0.0       # a controller that lives writes within that
+        self._world = world
+        self._configuration = configuration
+        self._metadata = metadata
+        self._read_at = 0.0
+        self._seen: Dict[str, Tuple[int, float, bool]] = {}   # version, since when, seen to change
+
+    def read(self) -> None:
+        """Read until each record can be judged. Raises MetadataError."""
+        while True:
+            self._read_once()
+            if all(self.is_fresh(name) is not None for name in self._watched()):
+                return
+            self._world.sleep(RETRY_INTERVAL_S)
+
+    def _read_once(self) -> None:
+        self._read_at, is_first = self._world.now(), not self._seen
+        self.records = self._metadata.read_all()
+        self.now, now = self._world.utc_text(), self._world.now()
+        self.cluster = cluster_record(self.records)
+        self.nodes = {node: one for node, (_, one) in node_records(self.records).items()}
+        self.fresh_s = watch_s(self._configuration, self.records)
+        for name, record in self.records.items():
+            before = self._seen.get(name)
+            if before is None or before[0] != record.version:
+                self._seen[name] = (record.version, now, not is_first)
+
+    def shown(self) -> List[str]:
+        """The nodes to be shown: the list, possible ones, and others whose controllers write."""
+        names = list(self._configuration.scheduler_nodes_in_cluster)
+        names += list(self.cluster.possible_nodes) if self.cluster else []
+        names += [node for node in sorted(self.nodes) if self.is_fresh(NODE_PREFIX + node)]
+        return list(collections.OrderedDict.fromkeys(names))
+
+    def _watched(self) -> List[str]:
+        """The records whose freshness matters; one that was left in order is what it is."""
+        names = [CLUSTER] if self.cluster and self.cluster.holder else []
+        names += [NODE_PREFIX + node for node in self.shown()
+                  if node not in self.nodes or self.nodes[node].no_promise != STOPPED_IN_ORDER]
+        return [name for name in names if name in self.records]
+
+    def is_fresh(self, name: str) -> Optional[bool]:
+        """Whether a record is still written; None as long as that can't be told."""
+        if name not in self.records:
+            return False
+        _, since, is_seen_to_change = self._seen[name]
+        unchanged_s = self._read_at - since
+        if is_seen_to_change or unchanged_s >= self.fresh_s:
+            return unchanged_s < self.fresh_s
+        return True if self.clocks_agree(name) and not self._is_doubted(name) else None
+
+    def _is_doubted(self, name: str) -> bool:
+        """Where two nodes tell of a scheduler, the one's record may be older than its stop."""
+        running = [NODE_PREFIX + node for node, one in self.nodes.items() if one.state == RUNNING]
+        return name in running and len(running) > 1
+
+    def clocks_agree(self, name: str) -> bool:
+        age_s = self.age_s(name)
+        return age_s is not None and -self.SLACK_S <= age_s <= self.fresh_s + self.SLACK_S
+
+    def age_s(self, name: str) -> Optional[float]:
+        """How old a record is by its UTC text and this host's clock; None where there is none."""
+        node = self.nodes.get(name[len(NODE_PREFIX):])
+        text = node.written_at if node else ""
+        if name == CLUSTER:
+            text = self.cluster.heartbeat_at if self.cluster else ""
+        written_s, now_s = utc_seconds(text), utc_seconds(self.now)
+        return None if written_s is None or now_s is None else now_s - written_s
+
+    def age_in_words(self, name: str) -> str:
+        """Like "2 s"; by the version alone where the clocks don't agree."""
+        age_s, fresh = self.age_s(name), self.is_fresh(name)
+        if age_s is not None and (age_s > self.fresh_s if not fresh else self.clocks_agree(name)):
+            return span_in_words(max(0.0, age_s))
+        return "{}{:.0f} s".format("<" if fresh else ">", self.fresh_s)
+
+
+def utc_seconds(text: str) -> Optional[float]:
+    """The seconds of a UTC text as World.utc_text writes it; None for another text."""
+    import calendar
+    try:
+        return float(calendar.timegm(time.strptime(text, "%Y-%m-%d %H:%M:%S UTC")))
+    except ValueError:
+        return None
+
+
+def span_in_words(seconds: float) -> str:
+    """A time in the unit that suits it, of six letters at most."""
+    for unit, length_s, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * length_s:
+            return "{:.0f} {}".format(seconds / length_s, unit)
+    return "{:.0f} d".format(seconds / 86400)
+
+
+class NodeStatus(NamedTuple):
+    """A node in the table; a text is empty where nothing is known."""
+    node: str
+    role: str                      # active, standby, stopped, silent, stuck, none
+    heard: str                     # the highest term.move that its gate has heard of
+    scheduler: str                 # running, stopped, starting, unknown
+    since: str                     # UTC text, of a scheduler that runs
+    heartbeat_age: str
+    promise_s: Optional[float]
+    version: str
+    problems: Tuple[str, ...]      # each makes the cluster a degraded one
+    remarks: Tuple[str, ...]
+
+
+class ClusterStatus(NamedTuple):
+    level: int                             # FINE, DEGRADED, DOWN
+    problems: Tuple[Tuple[int, str], ...]  # each with its level
+    headline: str
+    record: Optional[ClusterRecord]
+    nodes: Tuple[NodeStatus, ...]
+    says: Optional[StatusRecord]           # the active controller's last sentence
+    last_event: Optional[HistoryEvent]
+    worst: Tuple[WorstCase, ...]
+    now: str                               # UTC text
+
+
+def judge_status(beats: Beats, configuration: Any) -> ClusterStatus:
+    """How the cluster is, as far as its records tell."""
+    record, events = beats.cluster, history_events(beats.records)
+    found = beats.records.get(STATUS)
+    says = StatusRecord.from_text(found.value) if found else None
+    if says and record and (says.node, says.term) != (record.holder, record.term):
+        says = says._replace(unanswered={})   # of a reign that is over
+    nodes = tuple(judge_node(node, beats, configuration, says, events) for node in beats.shown())
+    problems = cluster_problems(beats, configuration, nodes)
+    problems += [(DEGRADED, "{}: {}".format(one.node, problem))
+                 for one in nodes for problem in one.problems]
+    level = max([FINE] + [problem[0] for problem in problems])
+    headline = "; ".join(text for one, text in problems if one == level and level) or \
+        "the scheduler runs on {}, {} is active".format(", ".join(
+            one.node for one in nodes if one.scheduler == RUNNING), record and record.holder)
+    return ClusterStatus(level, tuple(problems), headline, record, nodes, says,
+                         events[-1] if events else None, tuple(worst_cases(configuration)),
+                         beats.now)
+
+
+def cluster_problems(beats: Beats, configuration: Any,
+                     nodes: Sequence[NodeStatus]) -> List[Tuple[int, str]]:
+    """What is wrong with the cluster as a whole, each with its level."""
+    record, found = beats.cluster, []
+    if record is None:
+        found.append((DOWN, "no controller has ever been active"))
+    elif not record.holder:
+        found.append((DOWN, "no controller is active"))
+    elif not beats.is_fresh(CLUSTER):
+        found.append((DOWN, "{} was active and sends no heartbeat".format(record.holder)))
+    running = [one.node for one in nodes if one.scheduler == RUNNING]
+    starting = [one.node for one in nodes if one.scheduler == STARTING]
+    if len(running) > 1:
+        found.append((DOWN, "schedulers run on {}".format(" and ".join(running))))
+    elif not running:
+        found.append((DOWN, "the scheduler is only being started on {}".format(
+            ", ".join(starting)) if starting else "no scheduler is known to run"))
+    if record and record.paused:
+        found.append((DEGRADED, "asfc is paused {}".format(record.paused)))
+    if len(configuration.scheduler_nodes_in_cluster) > 1 \
+            and not any(one.role == "standby" for one in nodes):
+        found.append((DEGRADED, "no node is on standby"))
+    return found
+
+
+STARTING = "starting"
+
+
+def judge_node(node: str, beats: Beats, configuration: Any, says: Optional[StatusRecord],
+               events: Sequence[HistoryEvent]) -> NodeStatus:
+    """A node's line in the table, with what is to be said of it."""
+    name, one = NODE_PREFIX + node, beats.nodes.get(node)
+    role = role_of(node, beats)
+    lives = role in ("active", "standby", "stuck")
+    scheduler = scheduler_on(node, beats, configuration, lives)
+    problems = problems_of(node, role, beats)
+    remarks = remarks_of(node, beats, configuration, lives and scheduler not in (RUNNING, STOPPED))
+    if says and node in says.unanswered:   # where its controller is lost, that is problem enough
+        (problems if lives else remarks).append(
+            "the active controller gets no clear answer: {}".format(says.unanswered[node]))
+    return NodeStatus(
+        node, role, str(one.gate.pair) if one and one.gate else "", scheduler,
+        running_since(node, events) if scheduler == RUNNING else "",
+        beats.age_in_words(name) if name in beats.records else "",
+        one.promise_s if one else None, one.version if one else "", tuple(problems),
+        tuple(remarks + drain_remarks(node, beats.records)))
+
+
+def role_of(node: str, beats: Beats) -> str:
+    """One word for what the controller of a node does, as far as its record tells."""
+    name, one, cluster = NODE_PREFIX + node, beats.nodes.get(node), beats.cluster
+    if name not in beats.records:
+        return "none"
+    if one and one.no_promise == STOPPED_IN_ORDER:
+        return "stopped"
+    if not beats.is_fresh(name):
+        return "silent"
+    if cluster and cluster.holder == node:
+        return "active" if beats.is_fresh(CLUSTER) else "stuck"
+    return "standby"
+
+
+def scheduler_on(node: str, beats: Beats, configuration: Any, lives: bool) -> str:
+    """What is known of a node's scheduler: by its own record, else by what the active one saw."""
+    one, cluster = beats.nodes.get(node), beats.cluster
+    if one and lives and one.state != UNKNOWN:
+        return one.state
+    if one and lives and one.intent:
+        return STARTING
+    turn_s = configuration.poll_frequency + 2 * configuration.query_timeout \
+        + configuration.metadata_limit_s
+    if cluster and cluster.active_scheduler_node == node and beats.is_fresh(CLUSTER) \
+            and cluster.alive_at_s is not None and cluster.clock_s - cluster.alive_at_s <= turn_s:
+        return RUNNING
+    return UNKNOWN
+
+
+def running_since(node: str, events: Sequence[HistoryEvent]) -> str:
+    """When the scheduler that runs on a node was seen first, by the history; '' if it is forgotten.
+
+    A new active controller tells of it anew; a start, a stop or another node's goes before.
+    """
+    since = ""
+    for event in reversed(events):
+        if event.what == "the scheduler runs on {}".format(node):
+            since = event.at
+        elif since and re.match("start|stopp|fenc|the scheduler ", event.what):
+            break
+    return since
+
+
+def problems_of(node: str, role: str, beats: Beats) -> List[str]:
+    """What is wrong with a node's controller, and what helps."""
+    one, cluster, name = beats.nodes.get(node), beats.cluster, NODE_PREFIX + node
+    found = {
+        "none": ["no controller has ever run here: start asfc on it"],
+        "silent": ["its controller is silent, its last record is {} old: is it off, cut off or "
+                   "killed?".format(beats.age_in_words(name))],
+        "stuck": ["it holds the lease and sends no heartbeat: see its log"],
+        "stopped": ["its controller was stopped{}: start it again".format(
+            one and " at " + one.written_at or "")]}.get(role, [])
+    if role in ("active", "standby") and not (one and one.promise_s is not None) \
+            and not (cluster and cluster.paused):
+        found.append("it promises nothing, so its silence would prove nothing: {}".format(
+            one.no_promise if one else "its record can't be understood, is asfc newer there?"))
+    if one and len(one.mains) > 1:
+        found.append("{} schedulers run here: pids {}".format(
+            len(one.mains), ", ".join(str(process.pid) for process in one.mains)))
+    return found
+
+
+def remarks_of(node: str, beats: Beats, configuration: Any, is_unclear: bool) -> List[str]:
+    """What else is worth a line about a node."""
+    one, record, name, found = beats.nodes.get(node), beats.cluster, NODE_PREFIX + node, []
+    if node not in configuration.scheduler_nodes_in_cluster:
+        found.append("it is not in scheduler_nodes_in_cluster of this host")
+    if one and is_unclear:
+        found.append("its scheduler: " + one.reason)
+    for failed in record.failed if record else ():
+        left_s = failed.until_s - record.clock_s if record else 0
+        if failed.node == node and left_s > 0:
+            found.append("passed over for {} more: {}".format(span_in_words(left_s), failed.why))
+    found += [vouch.by for vouch in (record.vouched if record else ()) if vouch.node == node]
+    if record and node in record.possible_nodes and node != record.active_scheduler_node:
+        found.append("a scheduler may still be alive or start here: the opposite is not proved yet")
+    if one and one.fenced:
+        found.append("fenced itself last at {}".format(one.fenced))
+    if beats.is_fresh(name) and beats.age_s(name) is not None and not beats.clocks_agree(name):
+        found.append("its clock and this host's differ by {}".format(
+            span_in_words(abs(beats.age_s(name) or 0))))
+    return found + (differences(common_settings(configuration), one, "this host") if one else [])
+
+
+def drain_remarks(node: str, records: Mapping[str, Record]) -> List[str]:
+    """What is to be said of a node that is drained: nothing as yet."""
+    return []
+
+
+def show_status(world: World, arguments: Any, status: ClusterStatus) -> int:
+    """Print a status as JSON, or as a text of 80 columns; returns its level."""
+    if arguments.json:
+        print(json.dumps(status_fields(status), indent=None if arguments.watch else 2))
+        return status.level
+    is_terminal = sys.stdout.isatty()
+    environment = world.environment()
+    colourful = is_terminal and "NO_COLOR" not in environment and environment.get("TERM") != "dumb"
+    lines = "\n".join(status_lines(status, colourful))
+    if arguments.watch:
+        lines = "\x1b[H\x1b[2J" + lines if is_terminal else lines + "\n"
+    print(lines)
+    return status.level
+
+
+def show_that_nothing_is_known(arguments: Any, error: AsfcError) -> int:
+    """One line, and the exit status of a monitoring plugin that knows nothing."""
+    if arguments.json:
+        print(json.dumps({"state": LEVELS[NOT_KNOWN], "exit_status": NOT_KNOWN,
+                          "problems": [str(error)]}))
+    print("{}: {}".format(LEVELS[NOT_KNOWN], error), file=sys.stderr)
+    return NOT_KNOWN
+
+
+def status_fields(status: ClusterStatus) -> Dict[str, Any]:
+    """A status for scripts."""
+    record = status.record
+    return collections.OrderedDict([
+        ("state", LEVELS[status.level]), ("exit_status", status.level),
+        ("problems", [text for _, text in status.problems]),
+        ("active_failover_node", record.holder or None if record else None),
+        ("active_scheduler_node", record.active_scheduler_node if record else None),
+        ("term", record.term if record else None), ("move", record.move if record else None),
+        ("possible_nodes", list(record.possible_nodes) if record else []),
+        ("paused", record.paused or None if record else None),
+        ("current_timestamp", status.now),
+        ("nodes", [dict(one._asdict()) for one in status.nodes]),
+        ("says", status.says and dict(status.says._asdict())),
+        ("last_event", status.last_event and dict(status.last_event._asdict())),
+        ("worst_cases", [dict(case._asdict()) for case in status.worst])])
+
+
+WIDTH = 80
+COLOURS = ("32", "33", "31")   # of a level: green, yellow, red
+
+
+def status_lines(status: ClusterStatus, colourful: bool) -> List[str]:
+    """A status for people."""
+    def paint(level: int, line: str) -> str:
+        return "\x1b[{}m{}\x1b[0m".format(COLOURS[level], line) if colourful else line
+    lines = [paint(status.level, line) for line in paragraph(
+        LEVELS[status.level] + ":", status.headline, len(LEVELS[status.level]) + 2)] + [""]
+    lines.append(node_columns("NODE", "ROLE", "TERM", "SCHEDULER", "SINCE (UTC)", "BEAT",
+                              "PROMISE", "VERSION")[0])
+    for one in status.nodes:
+        promise = "none" if one.promise_s is None else "{:.1f} s".format(one.promise_s)
+        lines += [paint(DEGRADED if one.problems else FINE, line) for line in node_columns(
+            one.node, one.role, one.heard, one.scheduler, one.since[5:16], one.heartbeat_age,
+            promise if one.heartbeat_age else "", one.version)]
+        for remark in one.problems + one.remarks:
+            lines += paragraph("    -", remark, 6)
+    return lines + [""] + story_lines(status)
+
+
+def node_columns(node: str, *columns: str) -> List[str]:
+    """A line of the table; a name that is too long for its column has a line of its own."""
+    line = "{:13} {:7} {:7} {:9} {:11} {:>6} {:>7}  {}".format(
+        node if len(node) <= 13 else "", *columns).rstrip()
+    return [line] if len(node) <= 13 else [node, line]
+
+
+def story_lines(status: ClusterStatus) -> List[str]:
+    """What stands below the table."""
+    record, says, event, lines = status.record, status.says, status.last_event, []
+    if record:
+        lines += paragraph("assigned to:", "{}, term {}; possible: {}".format(
+            record.active_scheduler_node or "no node", record.pair,
+            ", ".join(record.possible_nodes) or "all"))
+        lines += paragraph("paused:", record.paused or "no")
+    if says:
+        over = record is None or says.term != record.term or "active" not in [
+            one.role for one in status.nodes if one.node == says.node]
+        lines += paragraph("says:", says.sentence)
+        lines += paragraph("", "({}, term {}, since {}{})".format(
+            says.node, says.term, says.since, "; it is not active now" if over else ""))
+    if event:
+        lines += paragraph("last event:", "{} {} {}: {}".format(
+            event.at, Pair(event.term, event.move), event.node, event.what))
+        for label, words in reasons_of(event):
+            lines += paragraph("", "{}: {}".format(label, words))
+    lines += ["at the longest (s: the scheduler's own start):"]
+    for case in status.worst:
+        lines += paragraph("  -", str(case), 4)
+    return lines
+
+
+def paragraph(label: str, words: str, indent: int = 13) -> List[str]:
+    """A text of 80 columns beside its label; what has no blank is not broken."""
+    import textwrap
+    return textwrap.wrap(words, WIDTH, initial_indent=label.ljust(indent),
+                         subsequent_indent=" " * indent, break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def verb_clear_metadata(world: World, arguments: Any) -> int:
@@ -7907,6 +8473,9 @@ def verb_clear_metadata(world: World, arguments: Any) -> int:
             "use --force when they are gone".format(record.holder, record.term,
                                                     record.heartbeat_at))
     metadata.clear()
+    if record:
+        note_in_history(world, configuration, metadata, record, "cleared", "the metadata was cleared",
+                        "by " + person(world))
     print("The metadata is cleared." if found else "There was no metadata.")
     return 0
 
@@ -8312,8 +8881,8 @@ VERBS: Dict[str, Callable[[World, Any], int]] = {
     "is_scheduler_running": verb_is_scheduler_running, "clear_metadata": verb_clear_metadata,
     "metadata": verb_metadata, "send_test_email": verb_send_test_email,
     "get_current_host": verb_get_current_host, "start": verb_start, "history": verb_history,
-    "confirm_dead": verb_confirm_dead, "pause": verb_pause, "resume": verb_resume,
-    "replay": verb_replay, "demo": verb_demo}
+    "status": verb_status, "confirm_dead": verb_confirm_dead, "pause": verb_pause,
+    "resume": verb_resume, "replay": verb_replay, "demo": verb_demo}
 
 _FLAG: Dict[str, Any] = {"action": "store_true", "default": False}
 
@@ -8322,6 +8891,12 @@ def _count(text: str) -> int:
     if not re.fullmatch("[0-9]+", text):
         raise argparse.ArgumentTypeError("{!r} is not a whole number".format(text))
     return int(text)
+
+
+def _pause(text: str) -> float:
+    if not re.fullmatch("[0-9]{1,6}([.][0-9]+)?", text) or float(text) < 0.1:
+        raise argparse.ArgumentTypeError("{!r} is not a number of seconds from 0.1 on".format(text))
+    return float(text)
 
 
 # The arguments of each verb: the name, and what argparse is told of it.
@@ -8333,6 +8908,10 @@ VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
         ("--json", dict(_FLAG, help="a JSON list, for scripts")),
         ("--last", {"metavar": "N", "type": _count, "default": None,
                     "help": "only the last N events"})),
+    "status": (
+        ("--json", dict(_FLAG, help="one JSON object, for scripts; with --watch one a line")),
+        ("--watch", {"metavar": "SECONDS", "nargs": "?", "type": _pause, "const": 2.0,
+                     "default": None, "help": "show it anew until Ctrl-C"})),
     "confirm_dead": (
         ("node", {"metavar": "NODE", "help": "the node that is powered off, for certain"}),
         ("--yes", dict(_FLAG, help="ask nothing"))),
@@ -8350,6 +8929,7 @@ exit statuses:
   2   the command line can't be understood
   3   is_scheduler_running: it is not known
   4   is_scheduler_running: more than one runs
+  0, 1, 2, 3   of status: fine, degraded, no scheduler or nobody active, unknown
   69  the metadata service can't be used now
   75  refused for now: something that runs is in the way
   78  the configuration can't be used: what to change is said on stderr

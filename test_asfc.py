@@ -6879,6 +6879,48 @@ class NodeRecordsTest(unittest.TestCase):
         a.beat()
         self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
 
+    def test_the_active_ones_sentence_is_written_when_it_is_new_and_hurts_no_heartbeat(self):
+        a, b = self.bench.controller("a"), self.bench.controller("b")
+        a.beat(), b.beat()
+
+        def said(sentence, term=1, since="noon", **unanswered):
+            return asfc.StatusRecord.bounded("a", term, since, sentence, unanswered)
+
+        def written():
+            found = self.bench.records.get("status")
+            return found and (found.version, asfc.StatusRecord.from_text(found.value).sentence)
+        a.nodes.say(said("first"))
+        for since in ("noon", "one", "two"):
+            a.nodes.say(said("first", since=since))
+            a.beat(), b.beat()
+            self.assertEqual(written(), (1, "first"))
+        for fail in ("before", "after"):
+            a.nodes.say(said("second"))
+            self.bench.fail = fail
+            a.beat()
+            self.bench.fail = ""
+            a.beat(), a.beat()
+            self.assertEqual(written(), (2, "second"))
+        a.nodes.say(said("taken back"))
+        a.nodes.say(None)
+        a.beat()
+        self.bench.records["status"] = asfc.Record(7, "{ what is this?")
+        a.nodes.say(said("third", c="no answer"))
+        self.assertTrue(a.active)
+        a.beat()
+        self.assertTrue(a.may_act())
+        a.beat()
+        self.assertEqual(written(), (8, "third"))
+        del self.bench.records["status"]
+        a.nodes.say(said("x" * 9999, **{"n{}".format(n): "y" * 9999 for n in range(99)}))
+        a.beat(), a.beat()
+        self.assertEqual(written()[0], 1)
+        self.assertLess(len(self.bench.records["status"].value), 7000)
+        for text in ("", "[]", "7", "null", '{"format": 1}', '{"format": 2}',
+                     '{"format": 1, "node": "a", "term": "x", "since": "", "sentence": "", '
+                     '"unanswered": {}}'):
+            self.assertIsNone(asfc.StatusRecord.from_text(text))
+
     def test_restored_metadata_makes_every_node_possible_in_a_term_above_all(self):
         a, b = self.bench.controller("a"), self.bench.controller("b")
         a.beat(), b.beat(), a.beat()
@@ -11385,6 +11427,38 @@ class OneSchedulerIsKeptRunning(ClusterTest):
                     zip(text.replace(",", ".").split(":"), (3600, 60, 1))) for text in times]
 
 
+class TheClusterAtAGlance(ClusterTest):
+    def verb(self, host, *words):
+        """Run a verb on a host; returns its exit status, stdout and stderr."""
+        done = self.cluster[host].run((HOST_PYTHON, Host.HOME + "/asfc.py") + words)
+        self.assertNotIn("Traceback", done.stderr)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_status_tells_by_its_exit_status_how_the_cluster_is(self):
+        scheduler = self.start_cluster()
+        for host in "abc":
+            status, out, _ = self.verb(host, "status")
+            self.assertEqual((status, out.splitlines()[0]),
+                             (0, "OK: the scheduler runs on a, a is active"), out)
+        self.assertIn("says:        no action: I am active, the scheduler runs on a\n", out)
+        self.controllers["c"].kill()
+        self.wait_for("c is silent", lambda: self.verb("b", "status")[0] == 1, 15)
+        status, out, _ = self.verb("b", "status")
+        self.assertRegex(out, "^WARNING: c: its controller is silent")
+        self.assertRegex(out, "\na +active +1[.]1 +running .*\nb +standby .*\nc +silent ")
+        self.assert_one_scheduler_since(scheduler)
+        for name in "ba":
+            self.controllers[name].send(signal.SIGTERM)
+            self.assertEqual(self.controllers[name].wait(10), 0)
+        status, out, _ = self.verb("c", "status")
+        self.assertRegex(out, "^CRITICAL: no controller is active; no scheduler is known to run")
+        self.assertEqual(status, 2)
+        self.cluster.cut("b", "db")
+        status, out, err = self.verb("b", "status")
+        self.assertEqual((status, out, len(err.splitlines())), (3, "", 1), err)
+        self.assertRegex(err, "^UNKNOWN: .* at 10.99.200.2:")
+
+
 class TenControllersAtOnce(ClusterTest):
     """Ten controllers with node names of their own on one host, released at the same instant."""
     NAMES = ("a",)
@@ -13159,6 +13233,54 @@ class OperatorTest(unittest.TestCase):
         cluster, _ = self.drive(play)
         self.assertEqual(self.record(cluster).active_scheduler_node, "c")
 
+    def test_the_metadata_tells_what_the_active_one_says_and_the_history_why(self):
+        def said(cluster):
+            found = cluster.metadata.records["status"]
+            return found.version, asfc.StatusRecord.from_text(found.value)
+
+        def play(cluster):
+            version, status = said(cluster)
+            self.assertEqual(status[:2] + status[3:], (
+                "a", 1, "no action: I am active, the scheduler runs on a", {}))
+            cluster.clock.wait(60)
+            self.assertEqual(said(cluster)[0], version, "a quiet controller writes none")
+            cluster.cut.add("c")
+            cluster.clock.wait(20)
+            self.assertEqual(said(cluster)[1].unanswered, {"c": "no answer in time"})
+            cluster.cut.clear()
+            cluster.broken.add("a")
+            cluster.kill_scheduler()
+            cluster.clock.wait(120)
+            self.assertEqual(cluster.home(), "b")
+            self.power_off(cluster, "b")
+            cluster.clock.wait(120)
+            self.assertEqual((cluster.home(), cluster.active()), ("c", "a"))
+            cluster.stop_controller("a")
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.active(), said(cluster)[1].node), ("c", "c"))
+        cluster, _ = self.drive(play)
+        events = asfc.history_events(cluster.metadata.records)
+        told = ["{}: {} | {} | {}".format(event.node, event.what, event.why, event.proof)
+                for event in events]
+        for pattern in (
+                "a: active failover node . there was no record . ",
+                "a: moving the scheduler to a . a is the first that takes it, in the order a, b, c",
+                "a: starting the scheduler on a . a was chosen for it; start 1 of at most 3 there "
+                "within 600 s . b: its process list shows none",
+                "a: the scheduler runs on a .  . pid ",
+                "a: the scheduler is not seen to run any more . a: its process list shows none . ",
+                "a: starting the scheduler on a . none runs where it ran; start 2 of at most 3 ",
+                "a: moving the scheduler to b from a: .* . a: failed: no scheduler appeared .*; b",
+                "a: the scheduler is not seen to run any more . b: no answer in time",
+                "a: waiting until b has been silent for long enough, .* .  . ",
+                "a: moving the scheduler to c from b: .*silent .* . c is the first that takes it",
+                "a: gives the lease up . its controller is stopped: SIGTERM . ",
+                "c: active failover node . nobody held it . "):
+            self.assertRegex("\n".join(told), "(?m)^" + pattern)
+        self.assertEqual(len(set(told)), len(told))
+        starts = [event for event in events if event.what.startswith("starting")]
+        self.assertEqual(len(starts), cluster.starts)
+
     def test_a_pause_does_not_wait_for_a_controller_that_is_gone(self):
         def play(cluster):
             cluster.kill_controller("c")
@@ -13214,6 +13336,278 @@ class OperatorTest(unittest.TestCase):
         self.assertEqual((written.paused, written.heartbeat_at), ("by ann", "beat 1"))
         with self.assertRaisesRegex(asfc.MetadataError, "faster ten times"):
             metadata.change_cluster(functools.partial(change, list(range(99))))
+
+
+class StatusBench:
+    """The door to the world for `status`: three controllers write on, each by a wall clock of its
+    own, while time is set by hand; the reader's is off by `off_s`."""
+    AT = 1700000000
+    CONFIGURATION = None
+
+    def __init__(self):
+        self.time, self.reads, self.off_s = 1000.0, 0, 0.0
+        self.clocks = {"a": 0.0, "b": 0.0, "c": 0.0}   # by how much a controller's is off
+        self.died_at = {}
+        self.away = False
+        self.environ = {}
+        self.cluster = asfc.ClusterRecord(
+            "id", 3, 4, holder="a", instance="ia", heartbeat_timeout=30.0, clock_s=500.0,
+            possible_nodes=("a",), assigned=True, started=True, alive_at_s=495.0)
+        gate = asfc.Gate(asfc.Pair(3, 4), "ia", "id", "a")
+        self.nodes = {name: asfc.NodeRecord(
+            name, "i" + name, 7, gate, "running" if name == "a" else "stopped", "its process list "
+            "shows none", (asfc.Process(7, 1, 1, 7, 0, ""),) if name == "a" else (),
+            promise_s=29.5, version=asfc.__version__) for name in "abc"}
+        self.more = {}   # other records
+        self.configuration = StatusBench.CONFIGURATION = StatusBench.CONFIGURATION or configured(
+            "scheduler_nodes_in_cluster = a, b, c")
+
+    def now(self):
+        return self.time
+
+    def sleep(self, seconds):
+        self.time += seconds
+
+    def environment(self):
+        return self.environ
+
+    def text_of(self, off_s, at=None):
+        seconds = self.AT + (self.time if at is None else at) + off_s
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+    def utc_text(self):
+        return self.text_of(self.off_s)
+
+    def written(self, name):
+        """When a controller last wrote, and as which version: every 3 s, until it died."""
+        writes = int(min(self.time, self.died_at.get(name, self.time)) // 3)
+        return 3 * writes, writes
+
+    def read_all(self):
+        self.reads += 1
+        if self.away:
+            raise asfc.MetadataError("the database is away")
+        found = dict(self.more)
+        for name, record in self.nodes.items():
+            at, version = self.written(name)
+            record = record._replace(written_at=self.text_of(self.clocks[name], at))
+            found["node/" + name] = asfc.Record(version, record.to_text())
+        if self.cluster:
+            holder = self.cluster.holder or "a"
+            at, version = self.written("cluster" if "cluster" in self.died_at else holder)
+            cluster = self.cluster._replace(heartbeat_at=self.text_of(self.clocks[holder], at))
+            found["cluster"] = asfc.Record(version, cluster.to_text())
+        return found
+
+    def judge(self, beats=None):
+        beats = beats or self.beats()
+        beats.read()
+        return asfc.judge_status(beats, self.configuration)
+
+    def beats(self):
+        return asfc.Beats(self, self.configuration, self)
+
+    def node(self, name, **fields):
+        self.nodes[name] = self.nodes[name]._replace(**fields)
+
+    def change(self, **fields):
+        self.cluster = self.cluster._replace(**fields)
+
+    def says(self, node="a", term=3, sentence="no action", **unanswered):
+        self.more["status"] = asfc.Record(1, asfc.StatusRecord(
+            node, term, self.text_of(0), sentence, unanswered).to_text())
+
+
+class StatusTest(unittest.TestCase):
+    SILENT = "[abc]: its controller is silent, its last record is .* old: "
+    # What is done to a healthy cluster, the level, and what the problems are.
+    CASES = {
+        "healthy": (lambda bench: None, asfc.FINE, ()),
+        "a standby is dead": (
+            lambda bench: bench.died_at.update(c=900.0), asfc.DEGRADED, (SILENT,)),
+        "a standby is dead that the active one still reaches by ssh": (
+            lambda bench: (bench.died_at.update(c=900.0), bench.says()), asfc.DEGRADED, (SILENT,)),
+        "all standbys are dead": (
+            lambda bench: bench.died_at.update(b=900.0, c=900.0), asfc.DEGRADED,
+            ("no node is on standby", SILENT, SILENT)),
+        "the active one is dead, its scheduler lives on or not": (
+            lambda bench: bench.died_at.update(a=900.0), asfc.DOWN,
+            ("a was active and sends no heartbeat", "no scheduler is known to run", SILENT)),
+        "the heartbeat alone has stopped": (
+            lambda bench: bench.died_at.update(cluster=900.0), asfc.DOWN,
+            ("a was active and sends no heartbeat", "a: it holds the lease and sends no")),
+        "nobody is active": (
+            lambda bench: bench.change(holder=""), asfc.DOWN, ("no controller is active",)),
+        "nobody ever was": (
+            lambda bench: setattr(bench, "cluster", None), asfc.DOWN,
+            ("no controller has ever been active",)),
+        "the controller of the scheduler's node is dead, the active one sees the scheduler": (
+            lambda bench: (bench.change(holder="b"), bench.died_at.update(a=900.0)),
+            asfc.DEGRADED, (SILENT,)),
+        "the scheduler's node is dead": (
+            lambda bench: (bench.change(holder="b", alive_at_s=430.0),
+                           bench.died_at.update(a=900.0)),
+            asfc.DOWN, ("no scheduler is known to run", SILENT)),
+        "no scheduler runs": (
+            lambda bench: bench.node("a", state="stopped", mains=()), asfc.DOWN,
+            ("no scheduler is known to run",)),
+        "it is being started": (
+            lambda bench: bench.node("a", state="unknown", mains=(), intent=True), asfc.DOWN,
+            ("the scheduler is only being started on a",)),
+        "two run": (
+            lambda bench: bench.node("b", state="running"), asfc.DOWN,
+            ("schedulers run on a and b",)),
+        "two run on one node": (
+            lambda bench: bench.node("a", mains=bench.nodes["a"].mains * 2), asfc.DEGRADED,
+            ("a: 2 schedulers run here: pids 7, 7",)),
+        "a standby does not answer the active one": (
+            lambda bench: bench.says(c="ssh: no answer in time"), asfc.DEGRADED,
+            ("c: the active controller gets no clear answer: ssh: no answer in time",)),
+        "a standby did not answer in a reign that is over": (
+            lambda bench: bench.says("b", 2, c="ssh: no answer in time"), asfc.FINE, ()),
+        "a node promises nothing": (
+            lambda bench: bench.node("b", promise_s=None, no_promise="it may not"), asfc.DEGRADED,
+            ("b: it promises nothing, so its silence would prove nothing: it may not",)),
+        "paused, so nobody promises anything": (
+            lambda bench: (bench.change(paused="by ann: disks"), [
+                bench.node(name, promise_s=None, no_promise="asfc is paused") for name in "abc"]),
+            asfc.DEGRADED, ("asfc is paused by ann: disks",)),
+        "a controller was stopped in order": (
+            lambda bench: (bench.node("c", promise_s=None, no_promise=asfc.STOPPED_IN_ORDER),
+                           bench.died_at.update(c=900.0)),
+            asfc.DEGRADED, ("c: its controller was stopped at .*: start it again",)),
+        "a node never had a controller": (
+            lambda bench: bench.nodes.pop("c"), asfc.DEGRADED, ("c: no controller has ever run",)),
+        "a record is of a newer version": (
+            lambda bench: (bench.nodes.pop("c"), bench.more.update(
+                {"node/c": asfc.Record(1, '{"format": 9}')})), asfc.DEGRADED,
+            ("c: its controller is silent, its last record is >7 s old",))}
+    # These need no second look.
+    AT_ONCE = ("healthy", "nobody is active", "nobody ever was",
+               "a controller was stopped in order", "no scheduler runs", "it is being started",
+               "a node never had a controller", "paused, so nobody promises anything",
+               "a node promises nothing")
+
+    def test_the_level_and_what_is_wrong(self):
+        for name, (change, level, problems) in self.CASES.items():
+            for off in ({}, {"a": 3600.0}, {"b": -3600.0, "c": 3600.0}, {"reader": 3600.0}):
+                with self.subTest(name, off=off):
+                    bench = StatusBench()
+                    bench.clocks.update({node: by for node, by in off.items() if node in "abc"})
+                    bench.off_s = off.get("reader", 0.0)
+                    change(bench)
+                    status = bench.judge()
+                    told = [text for _, text in status.problems]
+                    self.assertEqual((status.level, len(told)), (level, len(problems)), told)
+                    for text, pattern in zip(told, problems):
+                        self.assertRegex(text, "^" + pattern)
+                    self.assertLess(bench.time, 1000 + 3 + 3 + 1 + 2)
+                    if name in self.AT_ONCE and not off:
+                        self.assertEqual(bench.reads, 1)
+
+    def test_a_dead_controller_whose_clock_makes_it_look_fresh_is_found_by_the_next_look(self):
+        """Its clock was ahead by just the time for which it is dead. A watch goes on looking."""
+        bench = StatusBench()
+        bench.clocks["c"], bench.died_at["c"] = 100.0, 900.0
+        beats = bench.beats()
+        self.assertEqual(bench.judge(beats=beats).level, asfc.FINE)
+        bench.time += 20
+        self.assertEqual(bench.judge(beats=beats).level, asfc.DEGRADED)
+        bench.died_at.clear()
+        bench.time += 2
+        self.assertEqual(bench.judge(beats=beats).level, asfc.FINE)
+
+    def test_a_watch_needs_no_second_look_for_what_it_has_seen_before(self):
+        bench = StatusBench()
+        bench.off_s, bench.died_at["c"] = -500.0, 900.0
+        beats = bench.beats()
+        for reads in (8, 1, 1):
+            before = bench.reads
+            self.assertEqual(bench.judge(beats=beats).level, asfc.DEGRADED)
+            self.assertLessEqual(bench.reads - before, reads)
+            bench.time += 2
+
+    def test_two_records_that_tell_of_a_scheduler_are_read_again_before_that_is_believed(self):
+        bench = StatusBench()
+        bench.node("b", state="running")
+        look = bench.read_all
+
+        def moved():
+            if bench.reads:
+                bench.node("a", state="stopped", mains=())
+            return look()
+        bench.read_all = moved
+        bench.change(possible_nodes=("b",))
+        self.assertEqual(bench.judge().level, asfc.FINE)
+
+    def remarks(self, bench, node="b"):
+        return next(one.remarks for one in bench.judge().nodes if one.node == node)
+
+    def test_remarks_tell_what_else_matters_of_a_node(self):
+        bench = StatusBench()
+        self.assertEqual(self.remarks(bench), ())
+        by = "ann on c confirmed that it is powered off"
+        bench.change(possible_nodes=("b", "a"), vouched=(asfc.Vouch("b", 1, by),),
+                     failed=(asfc.FailedNode("b", 540.0, 60.0, "it died"),
+                             asfc.FailedNode("a", 540.0, 60.0, "of another node"),
+                             asfc.FailedNode("b", 499.0, 60.0, "long ago")))
+        bench.node("b", version="1.9", fenced="12:00 UTC: cut off", state="unknown",
+                   reason="no ps there")
+        bench.clocks["b"] = -7200.0
+        self.assertEqual(self.remarks(bench), (
+            "its scheduler: no ps there", "passed over for 40 s more: it died", by,
+            "a scheduler may still be alive or start here: the opposite is not proved yet",
+            "fenced itself last at 12:00 UTC: cut off", "its clock and this host's differ by 2 h",
+            "asfc is version {} on this host and 1.9 on b".format(asfc.__version__)))
+        bench = StatusBench()
+        bench.nodes["d"] = bench.nodes["c"]._replace(node="d")
+        bench.clocks["d"] = 0.0
+        self.assertEqual(self.remarks(bench, "d"),
+                         ("it is not in scheduler_nodes_in_cluster of this host",))
+        bench.died_at["d"] = 900.0
+        self.assertEqual([one.node for one in bench.judge().nodes], ["a", "b", "c"])
+
+    def test_since_when_the_scheduler_runs_is_what_its_first_sight_since_the_last_start_tells(self):
+        def event(number, what):
+            return asfc.HistoryEvent("at {}".format(number), "x", 1, 1, what)
+        for whats, since in (
+                ([], ""), (["the scheduler runs on a"], "at 0"),
+                (["the scheduler runs on a", "starting the scheduler on a",
+                  "the scheduler runs on a", "active failover node", "the scheduler runs on a",
+                  "paused"], "at 2"),
+                (["the scheduler runs on a", "the scheduler runs on b",
+                  "the scheduler runs on a"], "at 2"),
+                (["the scheduler runs on a", "the scheduler is not seen to run any more",
+                  "the scheduler runs on a"], "at 2"),
+                (["the scheduler runs on b"], "")):
+            events = [event(*numbered) for numbered in enumerate(whats)]
+            self.assertEqual(asfc.running_since("a", events), since, whats)
+
+    def test_the_text_has_80_columns_whatever_the_names_are(self):
+        bench = StatusBench()
+        name = "airflow-scheduler-01.eu-west.internal.example.org"
+        bench.nodes[name] = bench.nodes.pop("c")._replace(
+            node=name, gate=asfc.Gate(asfc.Pair(1234, 567), "x", "id", name))
+        bench.clocks[name] = 0.0
+        bench.change(possible_nodes=("b", name), paused="by ann: " + "new disks and " * 20)
+        bench.says(sentence="waiting: " + "a long reason, " * 30)
+        bench.more["history"] = asfc.Record(1, asfc.history_text([asfc.HistoryEvent(
+            bench.text_of(0), "a", 3, 4, "starting the scheduler on a", "a reason " * 30,
+            "a proof " * 30, 7.21)]))
+        bench.change(failed=(asfc.FailedNode("b", 540.0, 60.0, "a long story " * 20),))
+        lines = asfc.status_lines(bench.judge(), False)
+        self.assertLessEqual(max(map(len, lines)), 80)
+        self.assertEqual(lines[lines.index(name) + 1].split(),
+                         ["standby", "1234.567", "stopped", "1", "s", "29.5", "s",
+                          asfc.__version__])
+        text = "\n".join(lines)
+        for words in ("WARNING: asfc is paused by ann: new disks", "says:        waiting: a long",
+                      "possible: b, " + name, "why: a reason", "proof: a proof",
+                      "time: 7.2 s without a scheduler", "  - the scheduler dies: 23 s + s",
+                      "since 2023-11-14 22:30:00 UTC"):
+            self.assertIn(words, text)
+        self.assertNotIn("\x1b", text)
+        self.assertIn("\x1b[33m", "\n".join(asfc.status_lines(bench.judge(), True)))
 
 
 class DryRunTest(unittest.TestCase):
@@ -13751,6 +14145,57 @@ class CommandLineTest(unittest.TestCase):
                           fields["cluster"]["vouched"][0]["by"], len(fields["differences"]),
                           fields["worst_cases"][0]["seconds"]),
                          (29.5, 1, None, "event", by, 2, 11.8))
+
+    def test_status_has_the_exit_statuses_of_monitoring_plugins(self):
+        status, out, err = self.verb("status")
+        self.assertEqual((status, err), (2, ""))
+        self.assertEqual(out.splitlines()[0], "CRITICAL: no controller has ever been active; no "
+                                              "scheduler is known to run")
+        now = asfc.World().utc_text()
+        self.metadata().write("cluster", asfc.ClusterRecord(
+            "id", 1, 2, holder="here", heartbeat_at=now, possible_nodes=("here",),
+            assigned=True).to_text(), None)
+        record = asfc.NodeRecord("here", "i", state="running", reason="pid 7", promise_s=29.5,
+                                 version=asfc.__version__, written_at=now)
+        self.metadata().write("node/here", record.to_text(), None)
+        status, out, err = self.verb("status")
+        self.assertEqual((status, err, out.splitlines()[0], "\x1b" in out),
+                         (0, "", "OK: the scheduler runs on here, here is active", False))
+        fields = json.loads(self.verb("status", "--json")[1])
+        self.assertEqual((fields["state"], fields["exit_status"], fields["problems"],
+                          fields["nodes"][0]["role"], fields["active_failover_node"]),
+                         ("OK", 0, [], "active", "here"))
+        self.metadata().write("node/here", record._replace(
+            promise_s=None, no_promise="it may not").to_text(), 1)
+        self.assertEqual(self.verb("status")[0], 1)
+        self.metadata().write("cluster", '{"format": 9}', 1)
+        status, out, err = self.verb("status")
+        self.assertEqual((status, out, len(err.splitlines()), "UNKNOWN: " in err),
+                         (3, "", 1, True))
+        status, out, err = self.verb("status", "--json")
+        self.assertEqual((status, json.loads(out)["state"]), (3, "UNKNOWN"))
+        self.configure(poll_frequency="often")
+        self.assertEqual(self.verb("status")[0], 3)
+
+    def test_status_watches_until_ctrl_c_and_has_colours_on_a_terminal_alone(self):
+        for words in (("--watch", "0"), ("--watch", "often")):
+            self.assertEqual(self.verb("status", *words)[0], 2)
+        for more, colours in (({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False),
+                              ({"TERM": "xterm", "NO_COLOR": "1"}, False)):
+            master, slave = os.openpty()
+            self.addCleanup(os.close, master)
+            child = subprocess.Popen(
+                [sys.executable, self.program, "status", "--watch", "0.2", "--config", self.path],
+                env=dict(self.environment, **more), stdout=slave, stderr=slave)
+            self.addCleanup(child.wait)
+            self.addCleanup(child.kill)
+            os.close(slave)
+            text = ""
+            while text.count("CRITICAL: ") < 2:
+                text += os.read(master, 4096).decode()
+            child.send_signal(signal.SIGINT)
+            self.assertEqual(child.wait(), 2)
+            self.assertEqual("\x1b[31m" in text, colours, more)
 
     def at_a_terminal(self, answers, *words):
         """Run a verb with a terminal as its stdin, and answer its questions."""
