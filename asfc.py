@@ -140,6 +140,7 @@ class CommandResult(NamedTuple):
     stdout: str
     stderr: str
     problem: str = ""
+    seconds: float = 0.0   # that it took
 
     def failure(self) -> str:
         """Why it did not succeed, with its last words, in one line; "" when it did."""
@@ -155,6 +156,7 @@ class _RunningCommand:
     MOST_OUTPUT = 4 * 1024 * 1024  # bytes; a command that says more is cut off
 
     def __init__(self, command: Command, now: float) -> None:
+        self.began = now
         self.deadline = now + command.timeout_s
         self.timeout_s = command.timeout_s
         self.output = {"stdout": bytearray(), "stderr": bytearray()}
@@ -203,7 +205,7 @@ class _RunningCommand:
                 pass
         self.problem = "no answer within {:g} s".format(self.timeout_s)
 
-    def result(self) -> CommandResult:
+    def result(self, now: float) -> CommandResult:
         """Reap the process and say what became of it."""
         status = self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -214,7 +216,8 @@ class _RunningCommand:
                     pass
         stdout, stderr = (bytes(self.output[name]).decode("utf-8", "replace")
                           for name in ("stdout", "stderr"))
-        return CommandResult(None if self.problem else status, stdout, stderr, self.problem)
+        return CommandResult(None if self.problem else status, stdout, stderr, self.problem,
+                             now - self.began)
 
 
 class _HttpClient:
@@ -579,7 +582,7 @@ class World:
                     for pipe, _, _ in child.pipes():
                         if not pipe.closed and pipe in selector.get_map():
                             selector.unregister(pipe)
-                    results[index] = child.result()
+                    results[index] = child.result(self.now())
         return results  # type: ignore[return-value]
 
     def _transfer(self, selector: Any, running: Dict[int, _RunningCommand]) -> None:
@@ -2296,6 +2299,7 @@ class SQLMetadataService(MetadataService):
                    "ORDER BY latest_heartbeat DESC LIMIT {}".format(JOBS_LIMIT))
     READ_JOBS: Tuple[str, ...]
     RISKS: Mapping[Tuple[str, str], str] = {}
+    CLIENTS: Tuple[str, ...] = ()   # programs, one of which each node needs
     KNOWN_OPTIONS: FrozenSet[str] = frozenset()
 
     def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
@@ -2661,6 +2665,7 @@ class MySQLMetadataService(_ClientMetadataService):
     SAME_OPTIONS = {"ssl_ca": "--ssl-ca", "ssl_capath": "--ssl-capath", "ssl_cert": "--ssl-cert",
                     "ssl_key": "--ssl-key", "ssl_cipher": "--ssl-cipher",
                     "charset": "--default-character-set"}
+    CLIENTS = ("mysql", "mariadb")   # one of them
     KNOWN_OPTIONS = frozenset(SAME_OPTIONS) | frozenset(
         "ssl ssl_mode ssl_disabled ssl_verify_cert ssl_verify_identity ssl_check_hostname "
         "unix_socket read_default_file connect_timeout".split())
@@ -2696,7 +2701,7 @@ class MySQLMetadataService(_ClientMetadataService):
 
     def _meet(self, deadline: float) -> None:
         """Learn which client there is, and what kind of server it reaches."""
-        for program in ("mysql", "mariadb"):
+        for program in self.CLIENTS:
             answer = self._world.run([Command((program, "--version"), self._left_s(deadline))])[0]
             if answer.status == 0:
                 break
@@ -2764,6 +2769,7 @@ class MySQLMetadataService(_ClientMetadataService):
 class PostgreSQLMetadataService(_ClientMetadataService):
     """PostgreSQL (9.5 and later), by the client `psql`."""
     DEFAULT_PORT = 5432
+    CLIENTS = ("psql",)
     NO_TABLE, READ_ONLY = "42P01", "22012"
     FAILURE = re.compile(r"^(?:.*?: )?\w+:\s+([0-9A-Z]{5}): (.*)", re.MULTILINE)
     CREATE_TABLE = ("CREATE TABLE IF NOT EXISTS asfc_metadata (name VARCHAR(255) COLLATE \"C\" "
@@ -3719,6 +3725,107 @@ finish
 """
 
 
+# What `check` asks of a node beside a look: it changes nothing there. `peers` are asked by this
+# node's own ssh, four at a time, for an sshd drops connections at random when many come at once.
+CHECK_SCRIPT = r"""
+set -f
+PATH=${PATH:-/usr/bin}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+tell() { printf 'asfc %s %s\n' "$nonce" "$*"; }
+last() { printf '%s\n' "$1" | tail -n 1 | LC_ALL=C tr -d '\000-\037\177' | cut -c 1-200; }
+has() { command -v "$1" >/dev/null 2>&1; }
+# KEY PATH: whether what stands there can be written, or made.
+may_write() {
+    above=$2
+    case $above in '~') above=$HOME;; '~/'*) above=$HOME/${above#'~/'};; esac
+    while [ ! -e "$above" ] && [ "$above" != / ]; do above=${above%/*} above=${above:-/}; done
+    { [ -d "$above" ] && [ -w "$above" ]; } || tell unwritable "$1 $2"
+}
+find_secrets() {
+    [ -r "$cfg" ] && mode=$(stat -L -c %a "$cfg" 2>/dev/null) || return 0
+    case $mode in *[4567]) ;; *) return 0;; esac
+    ! grep -Eq '^[^#]*://[^:/@ ]*:[^@ ]+@|^ *[a-z_]*(password|fernet_key|secret_key) *= *[^ ]' \
+        "$cfg" || tell secrets "$mode"
+}
+find_programs() {
+    found=
+    for program in $clients; do ! has "$program" || found=yes; done
+    [ "$found" ] || [ -z "$clients" ] || tell missing "client $clients"
+    [ -z "$ssh_program" ] || has "$ssh_program" || tell missing "ssh_command $ssh_program"
+    for pair in $programs; do has "${pair#*=}" || tell missing "${pair%%=*} ${pair#*=}"; done
+    [ -z "$sudo_start" ] || ask_sudo airflow_scheduler_start_command "$sudo_start"
+    [ -z "$sudo_stop" ] || ask_sudo airflow_scheduler_stop_command "$sudo_stop"
+}
+ask_sudo() {
+    has sudo || return 0
+    said=$(sudo -n -l $2 2>&1 </dev/null) || tell denied "$1 $(last "$said")"
+}
+find_airflow() {
+    [ "$probe" ] || return 0
+    shell=$(command -v bash) || shell=sh
+    said=$("$shell" -c "$probe" 2>&1 </dev/null) || tell airflow "$(last "$said")"
+}
+# UNIT, as words for systemctl.
+show() {
+    case $1 in --user*) export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}";; esac
+    shown=$(systemctl show $1 -p LoadState -p MainPID -p Restart -p UnitFileState 2>/dev/null) &&
+        shown=" "$(echo $shown)" "
+}
+find_unit() {
+    ! has systemctl || ! show "$unit" || tell unit "${unit##* }$shown"
+}
+# Where process 1 is not systemd, as in a container, units of the machine around mean nothing.
+find_parents() {
+    read -r first </proc/1/comm
+    for pid in $pids; do
+        { read -r line <"/proc/$pid/stat"; } 2>/dev/null || continue
+        set -- ${line##*) }
+        group=/
+        [ "$first" != systemd ] ||
+            group=$(awk -F: '$1 == 0 { path = $3 } $2 == "name=systemd" { old = $3 }
+                END { print old ? old : path }' "/proc/$pid/cgroup" 2>/dev/null)
+        tell process "$pid $2 ${group:-/} $(last "$(tr '\000\n' '  ' <"/proc/$2/cmdline")")"
+        case $group in *.service) find_unit_of_process "$pid" "$2" "${group##*/}";; esac
+    done
+}
+# A process may live in the control group of a unit that is not its own, such as sshd's or cron's.
+find_unit_of_process() {
+    case $group in */user@*/*) set -- "$1" "$2" "--user $3";; esac
+    has systemctl && show "${3%.service}" || return 0
+    case $shown in *" MainPID=$1 "*|*" MainPID=$2 "*) set -- "${3##* }";; *) return 0;; esac
+    tell runs "${1%.service}$shown"
+}
+ask_peer() {
+    said=$(eval "$limit $ssh \"\$1\" 'echo asfc-check'" 2>&1 </dev/null)
+    status=$?
+    case $said in *asfc-check*) status=well said=;; esac
+    tell peer "$1 $status $(last "$said")"
+}
+ask_peers() {
+    limit=
+    ! has timeout || limit="timeout $peer_limit"
+    number=0
+    for peer in $peers; do
+        ask_peer "$peer" &
+        number=$((number + 1))
+        [ $((number % 4)) -ne 0 ] || wait
+    done
+    wait
+}
+cd "${HOME:-/}" 2>/dev/null || cd /
+tell host "$(uname -n) $(cat /proc/sys/kernel/random/boot_id)"
+may_write state_dir "$state_dir"
+may_write logging_dir "$logging_dir"
+[ -z "$probe" ] || may_write airflow_scheduler_log_file "$own_log"
+find_secrets
+find_programs
+find_airflow
+find_unit
+find_parents
+ask_peers
+tell end
+"""
+
+
 @functools.lru_cache(maxsize=None)
 def _stripped(script: str) -> str:
     """A script without comments, blank lines and indentation."""
@@ -3732,6 +3839,12 @@ def script_for(parameters: Mapping[str, str]) -> str:
     assignments = ["{}={}".format(name, shlex.quote(value))
                    for name, value in list(parameters.items()) + list(constants.items())]
     return "\n".join(assignments) + "\n" + _stripped(NODE_SCRIPT)
+
+
+def check_script(parameters: Mapping[str, str]) -> str:
+    """The script of `check` with its parameters, ready to be sent."""
+    return "".join("{}={}\n".format(name, shlex.quote(value))
+                   for name, value in sorted(parameters.items())) + _stripped(CHECK_SCRIPT)
 
 
 def script_words(script: str, name: str) -> Tuple[str, ...]:
@@ -3771,7 +3884,14 @@ def _shell_path(path: str) -> str:
 
 def own_start_command(configuration: Any, environment: Mapping[str, str]) -> str:
     """asfc's own start command, as text for bash or sh: it becomes the scheduler."""
-    log = _shell_path(configuration.airflow_scheduler_log_file)
+    return "\n".join(own_start_lines(configuration, environment) + [
+        'log={}'.format(_shell_path(configuration.airflow_scheduler_log_file)),
+        'mkdir -p "${log%/*}" || exit 1',
+        'exec airflow scheduler >>"$log" 2>&1'])
+
+
+def own_start_lines(configuration: Any, environment: Mapping[str, str]) -> List[str]:
+    """How asfc's own start finds `airflow`; they end the shell where there is none to use."""
     if configuration.airflow_home_is_explicit:
         lines = ["export AIRFLOW_HOME=" + _shell_path(configuration.airflow_home)]
     else:
@@ -3780,13 +3900,10 @@ def own_start_command(configuration: Any, environment: Mapping[str, str]) -> str
         lines.append("export AIRFLOW_CONFIG=" + _shell_path(environment["AIRFLOW_CONFIG"]))
     if configuration.airflow_virtualenv:
         lines.append(". {} || exit 1".format(_shell_path(configuration.airflow_virtualenv)))
-    return "\n".join(lines + [
+    return lines + [
         "command -v airflow >/dev/null || { echo \"airflow: not found in $PATH\" >&2; exit 127; }",
         'case $(command -v airflow) in *" "*) echo "airflow: a path with blanks: asfc could not "'
-        '"recognise its scheduler" >&2; exit 127;; esac',
-        'log={}'.format(log),
-        'mkdir -p "${log%/*}" || exit 1',
-        'exec airflow scheduler >>"$log" 2>&1'])
+        '"recognise its scheduler" >&2; exit 127;; esac']
 
 
 # What ssh says when it fails, and what helps.
@@ -3805,6 +3922,13 @@ SSH_FAILURES = (
     (r"connection (closed|reset)|broken pipe", "ssh: the connection was closed by the other side"),
     (r"base64: |tr: .*not found", "it has no base64 or tr (package coreutils)"),
 )
+
+
+class NodeExamination(NamedTuple):
+    """What `check` and `test_connection` learn from a look at a node."""
+    report: NodeReport
+    lacks: str          # what is wrong there, or why there is no answer; '' when all is well
+    seconds: float      # that it took
 
 
 class NodeAnswer(NamedTuple):
@@ -3896,16 +4020,35 @@ class Nodes:
 
     def test_connection(self, names: Iterable[str]) -> Dict[str, Tuple[bool, str]]:
         """Whether each node can be asked and has what it needs, with a sentence for people."""
+        return {name: (not one.lacks, one.lacks or "Connection Succeeded")
+                for name, one in self.examine(names).items()}
+
+    def examine(self, names: Iterable[str]) -> Dict[str, "NodeExamination"]:
+        """A look at all the nodes at the same time, with what each lacks and the time it took."""
         asked, requests, results = self._run(names, "look", None)
-        verdicts = {}
+        found = {}
         for name in asked:
-            answer = name in results and parse_answer(results[name].stdout, requests[name].nonce)
-            if not answer:
-                verdicts[name] = (False, self._why_no_answer(name, results.get(name)))
-                continue
-            problems = answer.lines.get("lacks", []) + answer.lines.get("unknown", [])
-            verdicts[name] = (not problems, "; ".join(problems) or "Connection Succeeded")
-        return verdicts
+            result, request = results.get(name), requests.get(name)
+            answer = request and result and parse_answer(result.stdout, request.nonce)
+            lacks = "; ".join(answer.lines.get("lacks", []) + answer.lines.get("unknown", [])) \
+                if answer else self.why_no_answer(name, result)
+            found[name] = NodeExamination(self._report(name, request, result), lacks,
+                                          result.seconds if result else 0.0)
+        return found
+
+    def inspect(self, parameters: Mapping[str, Mapping[str, str]],
+                limit_s: float) -> Dict[str, Optional[NodeAnswer]]:
+        """Send the script of `check` to all the nodes at the same time, with parameters for each.
+
+        Returns what each has answered, None where there was no whole answer.
+        """
+        requests = [NodeRequest("check", self.world.random_id(), name, None, None)
+                    for name in parameters]
+        commands = [Command(self._words(request, check_script(dict(
+            parameters[request.node], nonce=request.nonce)), False), limit_s, request=request)
+            for request in requests]
+        return {request.node: parse_answer(result.stdout, request.nonce)
+                for request, result in zip(requests, self.world.run(commands))}
 
     # -- sending
 
@@ -3930,13 +4073,17 @@ class Nodes:
         """The command line of a request: on this host the script itself, else through ssh."""
         terminal = self._is_remote(request.node) and self._operators_sudo(request.verb)
         timeout_s = self._timeout_s(request.verb, terminal)
-        words = script_words(script_for(self._parameters(request, terminal, timeout_s)),
-                             "asfc-{}@{}".format(request.verb, request.node))
-        if self._is_remote(request.node):
-            words = self._ssh(request.node, terminal) + ("exec " + " ".join(
-                word if re.match(r"[A-Za-z0-9+/=-]+$", word) else "'{}'".format(word)
-                for word in words),)
-        return Command(words, timeout_s, request=request)
+        script = script_for(self._parameters(request, terminal, timeout_s))
+        return Command(self._words(request, script, terminal), timeout_s, request=request)
+
+    def _words(self, request: NodeRequest, script: str, terminal: bool) -> Tuple[str, ...]:
+        """The words that run a script on the node of a request."""
+        words = script_words(script, "asfc-{}@{}".format(request.verb, request.node))
+        if not self._is_remote(request.node):
+            return words
+        return self.ssh(request.node, terminal) + ("exec " + " ".join(
+            word if re.match(r"[A-Za-z0-9+/=-]+$", word) else "'{}'".format(word)
+            for word in words),)
 
     def _is_remote(self, name: str) -> bool:
         return bool(name != self.configuration.node_name)
@@ -3989,7 +4136,7 @@ class Nodes:
                               move=str(request.stamp.pair.move), instance=request.stamp.instance)
         return parameters
 
-    def _ssh(self, name: str, terminal: bool) -> Tuple[str, ...]:
+    def ssh(self, name: str, terminal: bool) -> Tuple[str, ...]:
         """ssh's words up to the name. The operator's come first: ssh takes the first value."""
         connect_s = max(1, int(self.configuration.query_timeout * 0.8))
         options = ("BatchMode=yes", "ConnectTimeout={}".format(connect_s), "ConnectionAttempts=1",
@@ -4009,7 +4156,7 @@ class Nodes:
         """What a command's result tells of its node. Never raises: what isn't clear is unknown."""
         answer = request and result and parse_answer(result.stdout, request.nonce)
         if not request or not answer:
-            return NodeReport(name, UNKNOWN, self._why_no_answer(name, result))
+            return NodeReport(name, UNKNOWN, self.why_no_answer(name, result))
         try:
             if answer.only("node") != name:
                 raise ValueError("another node's name")
@@ -4046,7 +4193,7 @@ class Nodes:
             return UNKNOWN, "a start is under way, term {}".format(report.intent.pair)
         return STOPPED, "its process list shows none"
 
-    def _why_no_answer(self, name: str, result: Optional[CommandResult]) -> str:
+    def why_no_answer(self, name: str, result: Optional[CommandResult]) -> str:
         """One line for people: why a node did not answer, and what helps."""
         if not result:
             return "'{}' is not a host name".format(name)
@@ -8458,6 +8605,396 @@ def paragraph(label: str, words: str, indent: int = 13) -> List[str]:
                          break_on_hyphens=False)
 
 
+# -- whether all is as it should be
+
+
+PROBLEM, REMARKABLE = "PROBLEM", "WARNING"
+
+
+class Finding(NamedTuple):
+    """Something that is not as it should be."""
+    level: str     # PROBLEM: asfc can't do there what it is for; or REMARKABLE
+    where: str     # a node's name, or what it is about
+    text: str
+    remedy: str
+
+
+class Timing(NamedTuple):
+    """A time that has to stay below a limit: measured, or as it follows from the settings."""
+    what: str
+    seconds: Optional[float]   # None: there was no answer
+    limit_s: float
+    limit: str                 # what the limit is
+    measured: bool = True
+
+
+def verb_check(world: World, arguments: Any) -> int:
+    """Look for all that keeps asfc from working, now or in a failover, and say what to do about it.
+
+    Looked at are the configuration, the metadata service, each node by ssh and every other node
+    from there, programs and rights, the start and stop commands, units that fight asfc, a scheduler
+    that somebody else has started, other nodes' settings, and the times that this takes. Nothing is
+    changed by it; run it on each node. Exit status: 0 no problem, though there may be warnings;
+    1 a problem; 78 the configuration can't be used.
+    """
+    configuration = load_configuration(world, arguments, need_own_name=True)
+    checkup = Checkup(world, configuration, metadata_service(world, configuration),
+                      Nodes(world, configuration))
+    checkup.run()
+    problems = [one for one in checkup.findings if one.level == PROBLEM]
+    if arguments.json:
+        print(json.dumps(collections.OrderedDict([
+            ("problems", len(problems)), ("facts", checkup.facts),
+            ("findings", [dict(one._asdict()) for one in checkup.findings]),
+            ("timings", [dict(one._asdict()) for one in checkup.timings])]), indent=2))
+    else:
+        print("\n".join(checkup_lines(checkup)))
+    return 1 if problems else 0
+
+
+class Checkup:
+    """Asks and measures, and keeps what it has found."""
+    SAMPLES = 3
+
+    def __init__(self, world: World, configuration: Any, metadata: MetadataService,
+                 nodes: Nodes) -> None:
+        self.findings: List[Finding] = []
+        self.timings: List[Timing] = []
+        self.facts: List[str] = []
+        self._world = world
+        self._configuration = configuration
+        self._metadata = metadata
+        self._nodes = nodes
+        self._records: Dict[str, NodeRecord] = {}
+        self._looks: Dict[str, NodeExamination] = {}
+
+    def run(self) -> None:
+        """Look at everything; takes some seconds, and longer where a node hangs."""
+        configuration = self._configuration
+        self.facts.append("configuration: {}; nodes: {}".format(
+            configuration.path, ", ".join(configuration.scheduler_nodes_in_cluster)))
+        for text in configuration.warnings:
+            self._find(REMARKABLE, "configuration", text, "")
+        for text in configuration.notes:
+            self._find(REMARKABLE, "configuration", text, "take the old text out of the file")
+        self.findings += judge_commands(configuration)
+        self._look_at_metadata()
+        self._look_at_nodes()
+        self._look_from_nodes()
+        self._judge_records()
+        self.timings += inequalities(configuration)
+        self.findings += judge_timings(self.timings)
+
+    def _find(self, level: str, where: str, text: str, remedy: str) -> None:
+        self.findings.append(Finding(level, where, text, remedy))
+
+    def _look_at_metadata(self) -> None:
+        """Read it several times; nothing is written, test_connection does that."""
+        configuration, longest = self._configuration, 0.0
+        try:
+            for _ in range(self.SAMPLES + 2):
+                began = self._world.now()
+                records = self._metadata.read_all()
+                longest = max(longest, self._world.now() - began)
+            self.facts.append("metadata: {}; {}".format(
+                self._metadata.describe(), self._metadata.check()))
+            self._records = {node: one for node, (_, one) in node_records(records).items()}
+            cluster_record(records)
+        except MetadataError as error:
+            self._find(PROBLEM, "metadata", str(error), "see to the database, and to its client "
+                       "on this host; without it no controller does anything")
+        self.timings.append(Timing("metadata operation", longest or None,
+                                   configuration.metadata_limit_s, "m, by heartbeat_timeout"))
+
+    def _look_at_nodes(self) -> None:
+        names = self._configuration.scheduler_nodes_in_cluster
+        samples = [self._nodes.examine(names)]
+        self._looks = samples[0]
+        well = [node for node in names if self._looks[node].report.answered]
+        samples += [self._nodes.examine(well) for _ in range(self.SAMPLES - 1)]
+        for node in names:
+            one = self._looks[node]
+            if one.lacks:
+                self._find(PROBLEM, node, one.lacks, "" if one.report.answered else
+                           "until it answers, no scheduler is started, stopped or seen there by "
+                           "this node")
+            self.timings.append(Timing(
+                "query of {}".format(node), max(sample[node].seconds for sample in samples
+                                                  if node in sample) if node in well else None,
+                self._configuration.query_timeout, "query_timeout"))
+        self.findings += judge_directories(self._looks, self._records)
+
+    def _look_from_nodes(self) -> None:
+        """Have each node that answers look around, and ask every other one by its own ssh."""
+        names = [node for node, one in self._looks.items() if one.report.answered]
+        peer_limit_s = self._configuration.query_timeout + 2
+        limit_s = 10 + peer_limit_s * -(-len(self._looks) // 4)
+        answers = self._nodes.inspect({node: self._parameters(node, peer_limit_s)
+                                       for node in names}, limit_s)
+        hosts: Dict[str, str] = {}
+        for node in names:
+            answer, report = answers[node], self._looks[node].report
+            if answer is None:
+                self._find(PROBLEM, node, "it did not answer the script of `check` within {:g} s"
+                           .format(limit_s), "see what hangs there: sudo, systemctl, ssh?")
+                continue
+            other = hosts.setdefault(" ".join(answer.lines.get("host", [])), node)
+            if other != node:
+                self._find(PROBLEM, node, "it is the same host as {}".format(other),
+                           "name each host once in scheduler_nodes_in_cluster; see /etc/hosts")
+            try:
+                self.findings += judge_inspection(node, answer, report, self._nodes)
+            except ValueError as error:
+                self._find(PROBLEM, node, "its answer is damaged: {}".format(error), "try again")
+
+    def _parameters(self, node: str, peer_limit_s: float) -> Dict[str, str]:
+        """What the script of `check` is told on a node."""
+        configuration, names = self._configuration, list(self._looks)
+        place = names.index(node)
+        peers = [name for name in names[place + 1:] + names[:place] if Nodes.NAME.match(name)]
+        if node == configuration.node_name:
+            peers = []   # the looks were its own
+        start, stop = (configuration.airflow_scheduler_start_command,
+                       configuration.airflow_scheduler_stop_command)
+        programs = ["{}={}".format(name, first_program(text)) for name, text in (
+            ("airflow_scheduler_start_command", start), ("airflow_scheduler_stop_command", stop),
+            ("airflow_scheduler_status_command", configuration.airflow_scheduler_status_command))]
+        return {
+            "state_dir": configuration.state_dir, "logging_dir": configuration.logging_dir,
+            "own_log": configuration.airflow_scheduler_log_file.rpartition("/")[0] or "/",
+            "cfg": configuration.path,
+            "clients": " ".join(getattr(self._metadata, "CLIENTS", ())),
+            "ssh_program": shlex.split(configuration.ssh_command)[0] if len(names) > 1 else "",
+            "programs": " ".join(one for one in programs if not one.endswith("=")),
+            "sudo_start": sudo_words(start), "sudo_stop": sudo_words(stop),
+            "probe": "" if start else "\n".join(own_start_lines(
+                configuration, self._world.environment())),
+            "unit": " ".join(systemd_unit(start)) or OLD_UNIT,
+            "pids": " ".join(str(main.pid) for main in self._looks[node].report.mains),
+            "peers": " ".join(peers), "peer_limit": "{:.0f}".format(peer_limit_s),
+            "ssh": " ".join(shlex.quote(word) for word in self._nodes.ssh("", False)[:-1])}
+
+    def _judge_records(self) -> None:
+        """What the nodes' own controllers have written about themselves."""
+        configuration = self._configuration
+        why = why_no_promise(self._world, configuration)
+        if why:
+            self._find(REMARKABLE, configuration.node_name, "it would promise nothing: " + why,
+                       "remove the reason, or know that its silence will prove nothing")
+        for node in configuration.scheduler_nodes_in_cluster:
+            one = self._records.get(node)
+            if one is None or node == configuration.node_name:
+                continue
+            for sentence in differences(common_settings(configuration), one,
+                                        configuration.node_name):
+                self._find(REMARKABLE, node, sentence, "make them the same, and restart the "
+                           "controllers one by one")
+            known = one.no_promise in ("asfc is paused", "on_metadata_loss = keep",
+                                       STOPPED_IN_ORDER) or "its unit" in one.no_promise and any(
+                found.where == node and "unit" in found.text for found in self.findings)
+            if one.promise_s is None and not known:
+                self._find(REMARKABLE, node, "it promises nothing: " + one.no_promise,
+                           "remove the reason, or know that its silence proves nothing")
+
+
+OLD_UNIT = "airflow-scheduler"   # the unit that Airflow ships
+
+
+def first_program(text: str) -> str:
+    """The program that a command of the operator begins with; '' where that is not plain."""
+    words = text.split()
+    if words[:1] == ["sudo"]:
+        words = sudo_words(text).split()
+        while words and words[0].startswith("-"):
+            words = words[2 if words[0] in ("-u", "-g", "-C", "-p") else 1:]
+    plain = words and re.match(r"[A-Za-z0-9_./+-]+$", words[0])
+    return words[0] if plain and words[0] not in ("export", "source", ".", "cd", "set") else ""
+
+
+def sudo_words(text: str) -> str:
+    """What follows sudo in a command that is nothing but sudo and plain words; '' for others."""
+    plain = re.match(r"sudo((?: +[A-Za-z0-9_./:@+=-]+)+) *$", text)
+    return plain.group(1).strip() if plain else ""
+
+
+def judge_commands(configuration: Any) -> List[Finding]:
+    """What can be told of the start and stop commands from their texts alone, and of alerts."""
+    start, stop = (configuration.airflow_scheduler_start_command,
+                   configuration.airflow_scheduler_stop_command)
+    found: List[Finding] = []
+    key = "airflow_scheduler_start_command"
+    if start.split()[:1] == ["sudo"] and re.search(r"\bairflow +scheduler\b", start) \
+            and not re.search(r"(^| )(-D|--daemon)( |$)|&\s*$", start):
+        found.append(Finding(PROBLEM, key, "it begins with sudo and stays in the foreground, so it "
+                             "would be ended after scheduler_start_timeout",
+                             "let it return: add --daemon, or let a unit run it"))
+    units = systemd_unit(start), systemd_unit(re.sub(r"\bstop\b", "start", stop))
+    if start and units[0] != units[1]:
+        found.append(Finding(REMARKABLE, key, "start and stop don't use the same unit: {!r} and "
+                             "{!r}".format(start, stop or "asfc's own stop"), "let both use it"))
+    if not configuration.alert_to_email:
+        found.append(Finding(REMARKABLE, "alert_to_email", "nobody is told when no scheduler can "
+                             "be started", "set it, then use send_test_email"))
+    return found
+
+
+def judge_directories(looks: Mapping[str, NodeExamination],
+                      records: Mapping[str, NodeRecord]) -> List[Finding]:
+    """Whether each node has a state directory of its own, the one that its controller uses."""
+    found: List[Finding] = []
+    owners: Dict[str, str] = {}
+    for node, look in looks.items():
+        directory, record = look.report.directory, records.get(node)
+        other = owners.setdefault(directory, node) if directory else node
+        if other != node:
+            found.append(Finding(
+                PROBLEM, node, "its state directory is the one of {}, too".format(other),
+                "a local directory for each; if it was copied, remove it on one while no scheduler "
+                "runs there"))
+        if record and look.report.answered and record.state_dir_id \
+                and directory != record.state_dir_id:
+            found.append(Finding(
+                PROBLEM, node, "its state directory, as a login by ssh finds it, is not its own "
+                "controller's ({})".format(record.state_dir),
+                "the same home directory for both, or an absolute state_dir"))
+    return found
+
+
+def judge_inspection(node: str, answer: NodeAnswer, report: NodeReport,
+                     nodes: Nodes) -> List[Finding]:
+    """What a node's answer to the script of `check` tells."""
+    found: List[Finding] = []
+    configuration = nodes.configuration
+
+    def tell(word: str, level: str, text: str, remedy: str) -> None:
+        for line in answer.lines.get(word, []):
+            first, _, rest = line.partition(" ")
+            found.append(Finding(level, node, text.format(first, rest), remedy))
+    tell("unwritable", PROBLEM, "{0}: {1} can't be made or written there",
+         "give that directory to the user that runs asfc")
+    tell("secrets", REMARKABLE, "airflow.cfg holds passwords, and everybody there can read it "
+         "(mode {0})", "chmod 600 " + configuration.path)
+    tell("missing", PROBLEM, "{0}: there is no {1} on the PATH of a login by ssh there",
+         "install it there")
+    tell("denied", PROBLEM, "{0}: sudo does not allow it there without a password: {1}",
+         "a line with NOPASSWD by `visudo -f /etc/sudoers.d/asfc`, as the README has it")
+    for line in answer.lines.get("airflow", []):
+        found.append(Finding(PROBLEM, node, "asfc's own start would fail there: {}".format(line),
+                             "set airflow_virtualenv, or put airflow on the PATH of a login by "
+                             "ssh"))
+    for line in sorted(answer.lines.get("peer", [])):
+        peer, status, said = (line + "  ").split(" ", 2)
+        if status != "well":
+            why = nodes.why_no_answer(peer, CommandResult(
+                None if status == "124" else int(status), "", said,
+                "no answer in time" if status == "124" else ""))
+            found.append(Finding(PROBLEM, node, "from there {} can't be asked: {}".format(
+                peer, why), "mend that on {0}: when {0} is active, it has to reach {1}".format(
+                    node, peer)))
+    own = " ".join(systemd_unit(configuration.airflow_scheduler_start_command)[-1:])
+    for word in ("unit", "runs"):
+        for line in answer.lines.get(word, []):
+            found += judge_unit(node, line, own, word == "runs")
+    for line in answer.lines.get("process", []):
+        found += judge_parent(node, line, configuration, own)
+    for process in report.foreign:
+        found.append(Finding(REMARKABLE, node, "a scheduler of another user (uid {}) runs there, "
+                             "pid {}: it is neither counted nor stopped".format(
+                                 process.uid, process.pid), "stop it, or set scheduler_user"))
+    return found
+
+
+def judge_unit(node: str, line: str, own: str, runs: bool) -> List[Finding]:
+    """A unit that would bring the scheduler back, or start it at boot; `line` is systemctl's.
+
+    `own` is the unit of the start command; `runs`: the unit's main process is the scheduler.
+    """
+    unit, *shown = line.split()
+    facts = dict(one.partition("=")[::2] for one in shown)
+    if facts.get("LoadState") != "loaded":
+        return [Finding(PROBLEM, node, "airflow_scheduler_start_command starts the unit {}, and "
+                        "there is none".format(unit), "install the unit there")] if own else []
+    if runs and unit == own:
+        return []   # it was told already
+    found = []
+    if facts.get("UnitFileState", "").startswith("enabled"):
+        found.append(Finding(PROBLEM, node, "the unit {} is enabled: systemd would start a "
+                             "scheduler at boot, whatever asfc does".format(unit),
+                             "sudo systemctl disable {}".format(unit)))
+    if (own or runs) and facts.get("Restart", "no") != "no":
+        found.append(Finding(PROBLEM, node, "the unit {} has Restart={}: systemd would bring the "
+                             "scheduler back where asfc has just left".format(
+                                 unit, facts["Restart"]),
+                             "a drop-in with Restart=no, as the README has it"))
+    return found
+
+
+def judge_parent(node: str, line: str, configuration: Any, own: str) -> List[Finding]:
+    """A scheduler that somebody else than asfc has started; `line` is pid, parent, group, words."""
+    pid, parent, group, words = (line + "   ").split(" ", 3)
+    unit = group.rpartition("/")[2][:-len(".service")] if group.endswith(".service") else ""
+    mine = not unit or unit == own or re.match(r"(asfc|sshd?)($|[@.-])", unit)
+    sudo = configuration.airflow_scheduler_start_command.split()[:1] == ["sudo"]
+    raised = parent in ("0", "1") or re.match(
+        r"asfc|(\S*/)?(systemd|init|tini|dumb-init)\b|(\S*/)?(ba|da|z|k|c|tc|fi)?sh -c ", words) \
+        or sudo and words.startswith("sudo")
+    if mine and raised:
+        return []
+    return [Finding(
+        REMARKABLE, node, "the scheduler that runs there, pid {}, was not started by asfc: {}"
+        .format(pid, "it is in the unit {}.service".format(unit) if not mine
+                else "its parent is pid {}, {}".format(parent, words.strip() or "?")),
+        "asfc adopts it, but what started it must not start another: disable that")]
+
+
+def inequalities(configuration: Any) -> List[Timing]:
+    """The inequalities on which the safety of the lease rests. No wrong one would be loaded."""
+    h, c_m = configuration.heartbeat_timeout, configuration.metadata_limit_s
+    i, window_s = configuration.heartbeat_interval_s, configuration.acting_window_s
+    return [Timing("{:g} x (2/3 h + m)".format(CLOCK_RATE_LIMIT),
+                   CLOCK_RATE_LIMIT * (window_s + c_m), h, "h = heartbeat_timeout", False),
+            Timing("2 x (i + m + {:g} s)".format(RETRY_INTERVAL_S),
+                   2 * (i + c_m + RETRY_INTERVAL_S), window_s, "2/3 h", False)]
+
+
+def judge_timings(timings: Sequence[Timing]) -> List[Finding]:
+    """Measured times that leave no margin: a busy day needs twice as long at least."""
+    return [Finding(
+        REMARKABLE, "timing", "a {} took {:.2f} s, more than half of its limit, {:g} s ({})".format(
+            one.what, one.seconds, one.limit_s, one.limit),
+        "find out why it is slow, or make {} longer, on all nodes".format(
+            "query_timeout" if one.limit == "query_timeout" else "heartbeat_timeout"))
+        for one in timings
+        if one.measured and one.seconds is not None and one.seconds > one.limit_s / 2]
+
+
+def checkup_lines(checkup: Checkup) -> List[str]:
+    """What was found, for people, in 80 columns."""
+    lines: List[str] = []
+    for fact in checkup.facts:
+        label, _, words = fact.partition(": ")
+        lines += paragraph(label + ":", words, 15)
+    lines += [""] + timing_columns("TIME", "AT MOST", "LIMIT", "TO SPARE", "")
+    for one in checkup.timings:
+        took, spare = ("none", "") if one.seconds is None else (
+            "{:.2f} s".format(one.seconds), "{:.2f} s".format(one.limit_s - one.seconds))
+        lines += timing_columns(one.what, took, "{:.2f} s".format(one.limit_s), spare, one.limit)
+    lines.append("")
+    for finding in sorted(checkup.findings, key=lambda one: one.level):
+        lines += paragraph(finding.level, "{}: {}".format(finding.where, finding.text), 9)
+        lines += paragraph("      ->", finding.remedy, 9) if finding.remedy else []
+    problems = sum(one.level == PROBLEM for one in checkup.findings)
+    warnings = len(checkup.findings) - problems
+    return lines + ["{} problem{}, {} warning{}".format(
+        problems, "s" * (problems != 1), warnings, "s" * (warnings != 1))]
+
+
+def timing_columns(what: str, *columns: str) -> List[str]:
+    """A line of the table of times; a name that is too long for it has a line of its own."""
+    line = "{:24} {:>8} {:>8} {:>9}  {}".format(what if len(what) <= 24 else "", *columns).rstrip()
+    return [line] if len(what) <= 24 else [what, line]
+
+
 def verb_clear_metadata(world: World, arguments: Any) -> int:
     """Forget where the scheduler may run: the next active controller asks every node anew.
 
@@ -8881,8 +9418,8 @@ VERBS: Dict[str, Callable[[World, Any], int]] = {
     "is_scheduler_running": verb_is_scheduler_running, "clear_metadata": verb_clear_metadata,
     "metadata": verb_metadata, "send_test_email": verb_send_test_email,
     "get_current_host": verb_get_current_host, "start": verb_start, "history": verb_history,
-    "status": verb_status, "confirm_dead": verb_confirm_dead, "pause": verb_pause,
-    "resume": verb_resume, "replay": verb_replay, "demo": verb_demo}
+    "status": verb_status, "check": verb_check, "confirm_dead": verb_confirm_dead,
+    "pause": verb_pause, "resume": verb_resume, "replay": verb_replay, "demo": verb_demo}
 
 _FLAG: Dict[str, Any] = {"action": "store_true", "default": False}
 
@@ -8908,6 +9445,7 @@ VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
         ("--json", dict(_FLAG, help="a JSON list, for scripts")),
         ("--last", {"metavar": "N", "type": _count, "default": None,
                     "help": "only the last N events"})),
+    "check": (("--json", dict(_FLAG, help="one JSON object, for scripts")),),
     "status": (
         ("--json", dict(_FLAG, help="one JSON object, for scripts; with --watch one a line")),
         ("--watch", {"metavar": "SECONDS", "nargs": "?", "type": _pause, "const": 2.0,
@@ -8924,8 +9462,8 @@ VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
 
 EXIT_STATUSES = """\
 exit statuses:
-  0   done; for is_scheduler_running: one scheduler runs
-  1   a test failed, or the answer is no
+  0   done; for is_scheduler_running: one scheduler runs; for check: no problem
+  1   a test failed, or the answer is no; for check: a problem
   2   the command line can't be understood
   3   is_scheduler_running: it is not known
   4   is_scheduler_running: more than one runs

@@ -701,7 +701,7 @@ class DoorTest(unittest.TestCase):
         text = "x" * 300000
         command = asfc.Command(("sh", "-c", "cat; echo oops >&2; exit 3"), 20, stdin=text)
         result = self.world.run([command])[0]
-        self.assertEqual(result, asfc.CommandResult(3, text, "oops\n"))
+        self.assertEqual(result[:4], (3, text, "oops\n", ""))
 
     def test_commands_run_at_the_same_time_and_a_late_one_is_killed_with_its_children(self):
         pids = os.path.join(self.directory, "pids")
@@ -11458,6 +11458,32 @@ class TheClusterAtAGlance(ClusterTest):
         self.assertEqual((status, out, len(err.splitlines())), (3, "", 1), err)
         self.assertRegex(err, "^UNKNOWN: .* at 10.99.200.2:")
 
+    def test_check_finds_what_is_broken_on_and_between_other_hosts_and_changes_nothing(self):
+        for host in self.cluster:
+            self.configure(host)
+        status, out, _ = self.verb("a", "check")
+        self.assertEqual((status, "0 problems" in out), (0, True), out)
+        self.cluster["b"].write(".ssh/known_hosts", "".join(
+            line + "\n" for line in self.cluster["b"].read(".ssh/known_hosts").splitlines()
+            if not line.startswith("c,")))
+        os.unlink(self.cluster["c"].path("bin/airflow"))
+        stranger = self.cluster["b"].start_process(
+            ["python3", "-c", "import subprocess; subprocess.call(['airflow', 'scheduler'])"])
+        self.cluster.watch.wait_for_one(10, "b")
+        status, out, _ = self.verb("a", "check", "--json")
+        found = {(one["level"], one["where"], one["text"][:40])
+                 for one in json.loads(out)["findings"]}
+        for one in (("PROBLEM", "b", "from there c can't be asked: ssh doesn't"),
+                    ("PROBLEM", "c", "asfc's own start would fail there: airfl"),
+                    ("WARNING", "b", "the scheduler that runs there, pid ")):
+            self.assertTrue(any(one[:2] == other[:2] and other[2].startswith(one[2])
+                                for other in found), (one, out))
+        self.assertEqual((status, json.loads(out)["problems"]), (1, 2), out)
+        self.assertIn("subprocess.call", out)
+        self.assertEqual([os.path.exists(host.path(".asfc")) for host in self.cluster], [False] * 3)
+        self.assertEqual(self.records(), {})
+        stranger.kill()
+
 
 class TenControllersAtOnce(ClusterTest):
     """Ten controllers with node names of their own on one host, released at the same instant."""
@@ -13610,6 +13636,234 @@ class StatusTest(unittest.TestCase):
         self.assertIn("\x1b[33m", "\n".join(asfc.status_lines(bench.judge(), True)))
 
 
+class CheckupTest(unittest.TestCase):
+    """What `check` makes of a node's answers, which are written here as the script writes them."""
+
+    def configure(self, section="", **more):
+        return configured("scheduler_nodes_in_cluster = a, b, c\nalert_to_email = me@example.org\n"
+                          + section, **more)
+
+    def checkup(self, lines=None, looks=None, section="", records=None, read_s=0.1, look_s=0.2):
+        """A checkup on a: by node what the script answers, None for no answer, likewise a look."""
+        answers = {"check": lines or {}, "look": looks or {}}
+        self.asked = []
+
+        def run(commands):
+            results = []
+            for command in commands:
+                request = command.request
+                self.asked.append((request.verb, request.node, command))
+                told = answers[request.verb].get(request.node, [])
+                if told is None or isinstance(told, str):
+                    results.append(asfc.CommandResult(None if told is None else 255, "", told or "",
+                                                      "" if told else "no answer in time"))
+                    continue
+                if not any(line.startswith("host ") for line in told):
+                    told = ["host " + request.node] + told
+                told = ["node " + request.node] + told + ["end"]
+                results.append(asfc.CommandResult(0, "".join(
+                    "asfc {} {}\n".format(request.nonce, line) for line in told), "", "", look_s))
+            return results
+        configuration = self.configure(section)
+        world = FilesInMemory({})
+        world.run = run
+        bench = LeaseBench()
+        metadata = VirtualMetadata(bench)
+        bench.clock = argparse.Namespace(
+            wait=lambda seconds: setattr(bench, "time", bench.time + read_s / 2))
+        world.now = bench.now
+        metadata.records = records or {}
+        metadata.check = lambda: "Virtual 1.0"
+        checkup = asfc.Checkup(world, configuration, metadata, asfc.Nodes(world, configuration))
+        checkup.run()
+        return checkup
+
+    def found(self, *arguments, **named):
+        return ["{} {}: {}".format(*one[:3]) for one in self.checkup(*arguments, **named).findings]
+
+    def test_nothing_is_found_where_all_is_well_and_the_times_tell_of_their_margin(self):
+        checkup = self.checkup({"b": ["peer c well", "peer a well", "unit airflow-scheduler "
+                                      "LoadState=not-found Restart=no UnitFileState="]})
+        self.assertEqual(checkup.findings, [])
+        self.assertEqual([(one.what, round(one.seconds, 2), one.limit_s)
+                          for one in checkup.timings], [
+            ("metadata operation", 0.1, 3.0), ("query of a", 0.2, 5.0), ("query of b", 0.2, 5.0),
+            ("query of c", 0.2, 5.0), ("1.1 x (2/3 h + m)", 25.3, 30.0),
+            ("2 x (i + m + 1 s)", 14.0, 20.0)])
+        lines = asfc.checkup_lines(checkup)
+        self.assertLessEqual(max(map(len, lines)), 80)
+        self.assertIn("2 x (i + m + 1 s)         14.00 s  20.00 s    6.00 s  2/3 h", lines)
+        self.assertEqual(lines[-1], "0 problems, 0 warnings")
+        self.assertEqual({verb for verb, _, _ in self.asked}, {"look", "check"})
+
+    def test_each_node_that_answers_is_told_to_ask_the_others(self):
+        self.checkup(looks={"c": None})
+        asked = {node: asfc.base64.b64decode(re.search("asfc-check@[abc]'? (.*)", " ".join(
+            command.argv)).group(1).replace(" ", "").replace("'", "")).decode()
+                 for verb, node, command in self.asked if verb == "check"}
+        self.assertEqual(sorted(asked), ["a", "b"])
+        self.assertIn("\npeers=''\n", asked["a"])
+        self.assertIn("\npeers='c a'\n", asked["b"])
+        self.assertIn("StrictHostKeyChecking=yes", asked["b"])
+        self.assertNotIn("airflow.db", asked["b"])
+
+    CASES = (
+        ({"looks": {"c": None}}, ["PROBLEM c: no answer in time"]),
+        ({"looks": {"c": ["lacks its PATH has no flock"]}}, [
+            "PROBLEM c: its PATH has no flock"]),
+        ({"lines": {"b": None}}, ["PROBLEM b: it did not answer the script of `check` within 17"]),
+        ({"lines": {"b": ["peer c 255 root@c: Permission denied (publickey)."]}}, [
+            "PROBLEM b: from there c can't be asked: ssh: permission denied: as the user that runs "
+            "asfc, run `ssh-copy-id c`"]),
+        ({"lines": {"b": ["peer c 124 "]}}, ["PROBLEM b: from there c can't be asked: no answer"]),
+        ({"lines": {"b": ["airflow airflow: not found in /bin"]}}, [
+            "PROBLEM b: asfc's own start would fail there: airflow: not found in /bin"]),
+        ({"lines": {"b": ["unwritable logging_dir /root/x"]}}, [
+            "PROBLEM b: logging_dir: /root/x can't be made or written there"]),
+        ({"lines": {"b": ["secrets 644"]}}, [
+            "WARNING b: airflow.cfg holds passwords, and everybody there can read it .mode 644"]),
+        ({"lines": {"b": ["missing client mysql mariadb"]}}, [
+            "PROBLEM b: client: there is no mysql mariadb on the PATH"]),
+        ({"lines": {"b": ["denied airflow_scheduler_stop_command sudo: a password is required"]}},
+         ["PROBLEM b: airflow_scheduler_stop_command: sudo does not allow it there without"]),
+        ({"looks": {"b": ["directory x"], "c": ["directory x"]}}, [
+            "PROBLEM c: its state directory is the one of b, too"]),
+        ({"lines": {"c": ["host b"]}}, ["PROBLEM c: it is the same host as b"]),
+        ({"lines": {"c": ["peer a what is this?"]}}, ["PROBLEM c: its answer is damaged"]),
+        ({"look_s": 2.6}, ["WARNING timing: a query of {} took 2.60 s, more than half of its "
+                            "limit, 5 s".format(node) for node in "abc"]),
+        ({"read_s": 1.6}, ["WARNING timing: a metadata operation took 1.60 s"]),
+        ({"records": {"cluster": asfc.Record(1, '{"format": 9}')}}, [
+            "PROBLEM metadata: the record 'cluster' has format 9"]),
+        ({"records": {"node/b": asfc.Record(1, asfc.NodeRecord(
+            "b", "x", version="1.0", state_dir_id="y", state_dir="~/.asfc", no_promise="no rights",
+            settings={"poll_frequency": 60.0}).to_text())}}, [
+                "PROBLEM b: its state directory, as a login by ssh finds it, is not its own",
+                "WARNING b: asfc is version {} on a and 1.0 on b".format(asfc.__version__),
+                "WARNING b: poll_frequency is 10.0 on a and 60.0 on b",
+                "WARNING b: it promises nothing: no rights"]),
+        ({"section": "poll_frequenzy = 3"}, ["WARNING configuration: .*did you mean poll_freq"]),
+        ({"looks": {"b": ["foreign 7 1 1 7 1234 airflow scheduler"]}}, [
+            "WARNING b: a scheduler of another user .uid 1234. runs there, pid 7"]))
+
+    def test_what_is_wrong_is_found_and_nothing_else(self):
+        for arguments, patterns in self.CASES:
+            with self.subTest(arguments):
+                found = self.found(**arguments)
+                self.assertEqual(len(found), len(patterns), found)
+                for text, pattern in zip(found, patterns):
+                    self.assertRegex(text, "^" + pattern)
+
+    def test_commands_that_can_not_work_are_told_from_their_texts(self):
+        start, stop = "sudo systemctl restart airflow-scheduler", \
+            "sudo systemctl stop airflow-scheduler"
+        for texts, words in (
+                (("", ""), ""), ((start, stop), ""), ((start, ""), "same unit"),
+                (("", stop), ""), (("sudo service x start", "sudo service x stop"), ""),
+                ((start, stop.replace("airflow-", "x-")), "same unit"),
+                (("sudo -u airflow airflow scheduler", ""), "stays in the foreground"),
+                (("sudo -u airflow airflow scheduler -D", ""), ""),
+                (("sudo -u airflow nohup airflow scheduler > /dev/null 2>&1 &", ""), ""),
+                (("~/bin/start-scheduler", "~/bin/stop-scheduler"), "")):
+            configuration = self.configure(
+                "airflow_scheduler_start_command = {}\nairflow_scheduler_stop_command = {}".format(
+                    *texts))
+            found = "\n".join(one.text for one in asfc.judge_commands(configuration))
+            self.assertEqual(bool(found), bool(words), (texts, found))
+            self.assertIn(words, found)
+        self.assertEqual([one.where for one in asfc.judge_commands(configured())],
+                         ["alert_to_email"])
+        for text, program, words in (
+                (start, "systemctl", "systemctl restart airflow-scheduler"),
+                ("sudo -n -u airflow /opt/x", "/opt/x", "-n -u airflow /opt/x"),
+                ("nohup airflow scheduler &", "nohup", ""), ("", "", ""),
+                ("sudo x; y", "", ""), ("export A=1; airflow scheduler", "", ""),
+                ("A=1 x", "", "")):
+            self.assertEqual((asfc.first_program(text), asfc.sudo_words(text)), (program, words))
+
+    def test_a_unit_that_fights_asfc_is_found(self):
+        for own, line, words in (
+                ("sched", "sched LoadState=loaded Restart=no UnitFileState=disabled", ""),
+                ("sched", "sched LoadState=loaded Restart=always UnitFileState=disabled",
+                 "Restart=always"),
+                ("sched", "sched LoadState=loaded Restart=no UnitFileState=enabled-runtime",
+                 "enabled"),
+                ("sched", "sched LoadState=not-found Restart=no UnitFileState=", "there is none"),
+                ("", "airflow-scheduler LoadState=not-found Restart=no UnitFileState=", ""),
+                ("", "airflow-scheduler LoadState=loaded Restart=always UnitFileState=disabled",
+                 ""),
+                ("", "airflow-scheduler LoadState=loaded Restart=always UnitFileState=enabled",
+                 "is enabled"),
+                ("", "runs LoadState=loaded Restart=always UnitFileState=disabled",
+                 "the unit runs has Restart=always"),
+                ("sched", "runs LoadState=loaded Restart=no UnitFileState=disabled", "")):
+            found = asfc.judge_unit("b", line, own, line.startswith("runs"))
+            self.assertEqual([one.level for one in found], ["PROBLEM"] * bool(words), line)
+            self.assertIn(words, "".join(one.text for one in found))
+
+    def test_the_script_tells_of_units_and_parents_as_they_are_judged(self):
+        """With a /proc and a systemctl that are made up, for no test can have a systemd."""
+        directory = tempfile.mkdtemp(prefix="asfc-test-")
+        self.addCleanup(shutil.rmtree, directory)
+        for path, content in (
+                ("1/comm", "systemd\n"), ("7/stat", "7 (air (x) flow) S 6 7 7\n"),
+                ("7/cgroup", "12:cpu:/x\n1:name=systemd:/system.slice/other.service\n0::/y\n"),
+                ("6/cmdline", "/bin/sh\0-c\0airflow\n scheduler\0"), ("8/stat", "8 (a) S 1 8 8\n"),
+                ("8/cgroup", "0::/user.slice/user@7.service/app.slice/mine.service\n"),
+                ("1/cmdline", "/sbin/init\0"), ("9/stat", "9 (a) S 1 9 9\n"),
+                ("9/cgroup", "0::/system.slice/cron.service\n")):
+            os.makedirs(os.path.dirname(os.path.join(directory, path)), exist_ok=True)
+            write_file(os.path.join(directory, path), content)
+        write_program(os.path.join(directory, "systemctl"), textwrap.dedent("""\
+            #!/bin/sh
+            case "$*" in
+            "show sched "*) pid=0;; "show other "*) pid=6;; "show --user mine "*) pid=8;;
+            "show cron "*) pid=5;; *) exit 1;;
+            esac
+            printf 'LoadState=loaded\\nMainPID=%s\\nRestart=no\\nUnitFileState=\\n' "$pid"
+            """))
+        script = asfc.check_script({
+            "nonce": "n", "unit": "sched", "pids": "7 8 9 10", "state_dir": directory + "/x/y",
+            "logging_dir": directory + "/systemctl/z", "own_log": "/", "cfg": "", "clients": "",
+            "ssh_program": "", "programs": "x=sh y=no/such", "sudo_start": "", "sudo_stop": "",
+            "probe": "", "peers": "a b c d e", "peer_limit": "5",
+            "ssh": "sh -c 'case $0 in c) echo no >&2; exit 3;; esac; echo asfc-check'"})
+        done = subprocess.run(["sh", "-c", script.replace("/proc/", directory + "/").replace(
+            directory + "/sys/", "/proc/sys/")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, env={"PATH": directory + ":" + os.environ["PATH"]})
+        shown = " LoadState=loaded MainPID={} Restart=no UnitFileState= ".format
+        lines = [line.strip() for line in done.stdout.splitlines()]
+        self.assertEqual(sorted(lines[1:-1]), sorted("asfc n " + line.strip() for line in (
+            "unit sched" + shown(0), "runs other" + shown(6), "runs mine" + shown(8),
+            "missing y no/such", "unwritable logging_dir " + directory + "/systemctl/z",
+            "process 7 6 /system.slice/other.service /bin/sh -c airflow  scheduler",
+            "process 8 1 /user.slice/user@7.service/app.slice/mine.service /sbin/init",
+            "process 9 1 /system.slice/cron.service /sbin/init",
+            "peer a well", "peer b well", "peer c 3 no", "peer d well", "peer e well")), done)
+        self.assertEqual((lines[-1], done.stderr), ("asfc n end", ""))
+
+    def test_a_scheduler_that_somebody_else_has_started_is_told_with_its_parent_or_unit(self):
+        own = "airflow_scheduler_start_command = sudo systemctl restart sched"
+        session = "/user.slice/user-1000.slice/session-7.scope"
+        for section, line, words in (
+                ("", "7 1 / init", ""), ("", "7 1 {} /sbin/init".format(session), ""),
+                ("", "7 1 /system.slice/asfc.service /usr/lib/systemd/systemd", ""),
+                ("", "7 1 /system.slice/ssh.service systemd", ""),
+                ("", "7 1 /user.slice/user-7.slice/user@7.service/app.slice/x.scope systemd", ""),
+                ("", "7 6 {} bash -c airflow scheduler".format(session), ""),
+                ("", "7 1 /system.slice/airflow-scheduler.service /sbin/init",
+                 "unit airflow-scheduler.service"),
+                (own, "7 1 /system.slice/sched.service /sbin/init", ""),
+                (own, "7 1 /system.slice/other.service /sbin/init", "unit other.service"),
+                ("", "7 6 {} -bash".format(session), "parent is pid 6, -bash"),
+                ("", "7 6 / /usr/bin/python3 /usr/bin/supervisord -n", "supervisord"),
+                ("", "7 6 /system.slice/cron.service /bin/sh -c airflow scheduler",
+                 "unit cron.service")):
+            found = asfc.judge_parent("b", line, self.configure(section), section and "sched")
+            self.assertEqual(bool(found), bool(words), line)
+            self.assertIn(words, "".join(one.text for one in found))
+
+
 class DryRunTest(unittest.TestCase):
     def dry_run(self, cluster):
         world = VirtualWorld(cluster, "b")
@@ -14196,6 +14450,40 @@ class CommandLineTest(unittest.TestCase):
             child.send_signal(signal.SIGINT)
             self.assertEqual(child.wait(), 2)
             self.assertEqual("\x1b[31m" in text, colours, more)
+
+    def test_check_runs_its_script_and_changes_nothing(self):
+        self.configure(alert_to_email="me@example.org", state_dir=self.directory + "/state",
+                       logging_dir=self.directory + "/no/logs")
+        os.chmod(self.path, 0o600)
+        bare = dict(self.environment, PATH=self.bin + ":/usr/bin:/bin")
+        self.environment = bare
+        self.metadata().write("cluster", asfc.ClusterRecord("id", 1).to_text(), None)
+        before = sorted(os.walk(self.directory)), self.metadata().read_all()
+        status, out, err = self.verb("check")
+        self.assertEqual((status, err), (1, ""), out)
+        self.assertIn("PROBLEM  here: asfc's own start would fail there: airflow: not found in",
+                      " ".join(out.split()).replace("PROBLEM", "PROBLEM "))
+        self.assertEqual((sorted(os.walk(self.directory)), self.metadata().read_all()), before)
+        SchedulerStandIn(self.bin)
+        status, out, err = self.verb("check")
+        self.assertEqual((status, out.splitlines()[-1]), (0, "0 problems, 0 warnings"), out)
+        os.chmod(self.path, 0o644)
+        with open(self.path, "a") as file:
+            file.write("smtp_password = hush\n")
+        write_file(self.directory + "/file", "")
+        self.configure(alert_to_email="me@example.org", logging_dir=self.directory + "/file/logs",
+                       smtp_password="hush", airflow_scheduler_start_command="no-such-program")
+        status, out, _ = self.verb("check", "--json")
+        fields = json.loads(out)
+        self.assertNotIn("hush", out)
+        self.assertEqual((status, fields["problems"]), (1, 2), out)
+        texts = "\n".join(one["text"] for one in fields["findings"])
+        self.assertIn("airflow_scheduler_start_command: there is no no-such-program", texts)
+        self.assertIn("airflow.cfg holds passwords", texts)
+        self.assertEqual([one["what"] for one in fields["timings"]][:2],
+                         ["metadata operation", "query of here"])
+        self.configure(node_name="elsewhere")
+        self.assertEqual(self.verb("check")[0], 78)
 
     def at_a_terminal(self, answers, *words):
         """Run a verb with a terminal as its stdin, and answer its questions."""
