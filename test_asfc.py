@@ -14156,7 +14156,7 @@ class CommandLineTest(unittest.TestCase):
             [200, 200, 200, 404])
         for line in ('asfc_scheduler_running{node="here"} 1.0', "asfc_scheduler_up 1.0",
                      "asfc_active 1.0", "asfc_term 1.0", 'asfc_events_total{event="start"} 1.0'):
-            self.assertIn(line + "\n", self.page(port, "/metrics")[1])
+            wait_until(lambda line=line: line + "\n" in self.page(port, "/metrics")[1], 20, line)
         promtool = find_program("promtool")
         if promtool or not os.environ.get("ASFC_PLAIN"):
             require("promtool", promtool)
