@@ -316,6 +316,7 @@ class DatabaseServer:
 
 class MariaDbServer(DatabaseServer):
     SYSTEM_USER, SCHEME = "mysql", "mysql"
+    HOSTS_OF_A_CLUSTER = "10.99.%"
 
     @classmethod
     def present(cls):
@@ -360,6 +361,7 @@ class MariaDbServer(DatabaseServer):
 
 class PostgreSqlServer(DatabaseServer):
     SYSTEM_USER, SCHEME = "postgres", "postgresql"
+    HOSTS_OF_A_CLUSTER = "10.99.0.0/16"
 
     @classmethod
     def present(cls):
@@ -9169,7 +9171,7 @@ class Host:
     PATH = HOME + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     BOOT = textwrap.dedent("""\
         set -eu
-        name=$1 address=$2 disk=$3 shared=$4
+        name=$1 address=$2 disk=$3 shared=$4 programs=$5
         read pid rest < /proc/self/stat  # of the /proc outside: the id that the tests know
         mount --make-rprivate /
         mount -t proc proc /proc
@@ -9178,7 +9180,9 @@ class Host:
         mount --bind "$shared" /mnt
         mount --bind "$disk" /srv
         mount -t tmpfs tmpfs /run
+        [ -z "$programs" ] || { mkdir -p /srv/programs; mount --bind "$programs" /srv/programs; }
         mount -t tmpfs tmpfs /tmp
+        [ -z "$programs" ] || { mkdir -p "$programs"; mount --bind /srv/programs "$programs"; }
         mkdir -m 755 /run/sshd
         hostname "$name"
         echo "$pid"
@@ -9275,7 +9279,7 @@ class Host:
         self.keeper = Keeper(
             "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net",
             "bash", os.path.join(self.cluster.directory, "boot"), self.name, self.address,
-            self.disk, self.cluster.shared)
+            self.disk, self.cluster.shared, self.cluster.programs)
 
     def finish_boot(self):
         """Connect the host to the router, once its namespaces are there, and wait for its sshd."""
@@ -9510,6 +9514,7 @@ class SchedulerWatch:
 class Cluster:
     """Hosts, a router between them, and a network `db` for the servers that the hosts use."""
     SERVERS = "10.99.200.2"
+    programs = ""   # a directory that the hosts have at the same place, wherever it is
 
     def __init__(self, names=("a", "b", "c")):
         require("root", os.geteuid() == 0)
@@ -9539,7 +9544,7 @@ class Cluster:
         return iter(self.hosts.values())
 
     def _build(self):
-        self.watch = SchedulerWatch(self.shared)
+        self.watch = self.make_watch()
         self.router = self._network()
         self.servers = self._network()
         self.router.configure(["link set lo up"])
@@ -9552,6 +9557,9 @@ class Cluster:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         write_file(os.path.join(self.directory, "boot"), Host.BOOT)
         self.fresh()
+
+    def make_watch(self):
+        return SchedulerWatch(self.shared)
 
     def fresh(self):
         """Boot all hosts, with nothing on their disks but what belongs to a new host."""
@@ -9730,9 +9738,9 @@ POLL_S, HEARTBEAT_TIMEOUT_S, INTERVAL_S, RETRY_S, QUERY_S, METADATA_S = 2, 10, 1
 MEASURED_LATE_S = 0.6
 
 
-def serve_on(cluster, kind, remote_hosts="10.99.%"):
+def serve_on(cluster, kind):
     """A database server that all hosts of a cluster reach; it ends with the cluster."""
-    server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
+    server = kind(address=Cluster.SERVERS, remote_hosts=(kind.HOSTS_OF_A_CLUSTER,))
     cluster.on_close(server.remove)
     cluster.servers.call(server.start)
     return server
@@ -9828,7 +9836,7 @@ class ClusterTest(ClusterBench, unittest.TestCase):
         cls.cluster = Cluster(cls.NAMES)
         cls.databases = itertools.count(1)
         try:
-            cls.server = cls.serve(MariaDbServer, "10.99.%")
+            cls.server = serve_on(cls.cluster, MariaDbServer)
         except BaseException:
             cls.cluster.close()
             raise
@@ -9836,10 +9844,6 @@ class ClusterTest(ClusterBench, unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.cluster.close()
-
-    @classmethod
-    def serve(cls, kind, remote_hosts):
-        return serve_on(cls.cluster, kind, remote_hosts)
 
     def setUp(self):
         self.cluster.fresh()
@@ -10063,7 +10067,7 @@ class TenControllersAtOnce(ClusterTest):
 
     def test_one_of_ten_wins_on_postgresql(self):
         require("a PostgreSQL server", PostgreSqlServer.present())
-        server = self.serve(PostgreSqlServer, "10.99.0.0/16")
+        server = serve_on(self.cluster, PostgreSqlServer)
         self.addCleanup(server.stop)
         self.url = server.create_database("airflow")
         self.assert_one_wins()
@@ -10542,6 +10546,7 @@ class Outcome:
 
 class FaultBench(ClusterBench):
     """Three hosts with controllers, on which faults are done one after the other."""
+    CLUSTER, SERVER = Cluster, MariaDbServer
     SETTINGS = {"scheduler_restart_budget": "1000", "ssh_command": "held-ssh"}
     SHORT_LIFE_S = 0.7   # one that ends sooner was no scheduler that ran
     HELD_FILES = ("hold", "held", "release", "answer")
@@ -10550,7 +10555,7 @@ class FaultBench(ClusterBench):
     ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
-        self.cluster = Cluster()
+        self.cluster = self.CLUSTER()
         self.controllers = {}
         self.settings = None   # of the cluster as it runs; None: boot it anew
         self._databases = itertools.count(1)
@@ -10558,7 +10563,7 @@ class FaultBench(ClusterBench):
         self._begin()
         try:
             with self.ONE_SERVER:
-                self.server = serve_on(self.cluster, MariaDbServer)
+                self.server = serve_on(self.cluster, self.SERVER)
         except BaseException:
             self.close()
             raise
@@ -11343,15 +11348,15 @@ def all_faults(every_cut=False):
 
 class FaultRun:
     """Faults done on several clusters side by side."""
-    CLUSTERS = 4
 
-    def __init__(self, faults, told=None):
+    def __init__(self, faults, told=None, bench=FaultBench, clusters=4):
         self._waiting = collections.deque(faults)
+        self._bench = bench
         self._outcomes = {fault.name: None for fault in faults}
         self._done = threading.Condition()
         self._told = told or (lambda outcome: None)
         self._threads = [threading.Thread(target=self._work, daemon=True)
-                         for _ in range(min(self.CLUSTERS, len(faults)))]
+                         for _ in range(min(clusters, len(faults)))]
         for thread in self._threads:
             thread.start()
 
@@ -11363,7 +11368,7 @@ class FaultRun:
             except IndexError:
                 break
             try:
-                bench = bench or FaultBench()
+                bench = bench or self._bench()
                 outcome = bench.run(fault)
             except BaseException:
                 outcome = Outcome(fault, problems=[traceback.format_exc()])
@@ -11391,21 +11396,32 @@ class FaultRun:
                                              if outcome])
 
 
-class FaultsOnRealHosts(unittest.TestCase):
-    """One test for each row of the table. The faults of the tests that were asked for are done on
+class FaultTests(unittest.TestCase):
+    """One test for each row of a table. The faults of the tests that were asked for are done on
     clusters of three hosts side by side; each test waits for its own."""
-    chosen, faults = [], collections.OrderedDict()
+    BENCH, CLUSTERS = FaultBench, 4
+
+    def __init_subclass__(cls):
+        cls.chosen, cls.faults = [], collections.OrderedDict()
 
     def __init__(self, name):
         super().__init__(name)
         self.chosen.append(name)
 
     @classmethod
+    def add(cls, faults):
+        """Make a test of each row."""
+        for fault in faults:
+            name = "test_" + re.sub(r"\W+", "_", fault.name)
+            cls.faults[name] = fault
+            setattr(cls, name, lambda self, fault=fault: self.assert_holds(fault))
+
+    @classmethod
     def setUpClass(cls):
         require("root", os.geteuid() == 0)
-        require("a MariaDB server", MariaDbServer.present())
-        require("libfaketime", FAKETIME)
-        cls.running = FaultRun([fault for name, fault in cls.faults.items() if name in cls.chosen])
+        require("a {}".format(cls.BENCH.SERVER.__name__), cls.BENCH.SERVER.present())
+        chosen = [fault for name, fault in cls.faults.items() if name in cls.chosen]
+        cls.running = FaultRun(chosen, bench=cls.BENCH, clusters=cls.CLUSTERS)
 
     @classmethod
     def tearDownClass(cls):
@@ -11418,11 +11434,16 @@ class FaultsOnRealHosts(unittest.TestCase):
             self.fail("{}: {}\n{}".format(fault.name, "; ".join(outcome.problems), outcome.story))
 
 
-for each in all_faults():
-    test_name = "test_" + re.sub(r"\W+", "_", each.name)
-    FaultsOnRealHosts.faults[test_name] = each
-    setattr(FaultsOnRealHosts, test_name,
-            lambda self, fault=each: self.assert_holds(fault))
+class FaultsOnRealHosts(FaultTests):
+    """The table, on stand-ins for the scheduler."""
+
+    @classmethod
+    def setUpClass(cls):
+        require("libfaketime", FAKETIME)
+        super().setUpClass()
+
+
+FaultsOnRealHosts.add(all_faults())
 
 
 def soak_faults(rounds=5):
@@ -11485,6 +11506,418 @@ def soak_quiet():
     NoNeedlessFailover.FOR_S = 1800
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(NoNeedlessFailover)
     return 0 if unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful() else 1
+
+
+###############################################################################
+# Real Airflow ################################################################
+###############################################################################
+#
+# Real schedulers of Airflow 1.10, 2 or 3 on the hosts, with LocalExecutor and a metastore on a real
+# server. `tox -e airflow110`, `airflow2` and `airflow3` install Airflow and name its programs in
+# ASFC_AIRFLOW; elsewhere nothing of this is run. Each task writes a journal of its own life, so
+# what Airflow did is known without asking Airflow.
+
+AIRFLOW_BIN = os.environ.get("ASFC_AIRFLOW", "")
+
+
+def airflow_version():
+    """The release (major, minor) of the Airflow whose programs ASFC_AIRFLOW names."""
+    pattern = os.path.join(os.path.dirname(AIRFLOW_BIN),
+                           "lib/python3*/site-packages/apache_airflow-*.dist-info")
+    found = [re.search(r"apache_airflow-(\d+)\.(\d+)", path) for path in glob.glob(pattern)]
+    require("Airflow in ASFC_AIRFLOW", found)
+    return tuple(map(int, found[0].groups()))
+
+
+# Two DAGs for all versions: one whose short task runs again and again, one whose task is under way
+# until it is let go.
+AIRFLOW_DAGS = """\
+import datetime
+import airflow
+try:
+    from airflow.sdk import DAG
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:
+    from airflow import DAG
+    try:
+        from airflow.operators.bash import BashOperator
+    except ImportError:
+        from airflow.operators.bash_operator import BashOperator
+
+for name, every_s in (("short", 10), ("long", 5)):
+    schedule = "schedule_interval" if airflow.__version__ < "2" else "schedule"
+    dag = globals()[name] = DAG(
+        name, start_date=datetime.datetime(2020, 1, 1), catchup=False, max_active_runs=1,
+        default_args={"retries": 50, "retry_delay": datetime.timedelta(seconds=1)},
+        **{schedule: datetime.timedelta(seconds=every_s)})
+    BashOperator(task_id="task", dag=dag, bash_command=(
+        "PYTHON -S -E /mnt/task.py " + name + " '{{ dag_run.run_id }}' {{ ti.try_number }}"))
+"""
+
+# A line at its begin, four a second, one at its end: one that is killed just says no more.
+AIRFLOW_TASK = """\
+import os, sys, time
+
+dag, run, attempt = sys.argv[1:]
+journal = os.open("/mnt/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+me = "{} {}".format(os.uname()[1], os.urandom(8).hex())
+
+def note(word):
+    line = "{:.2f} {} {} {} {} {}\\n".format(time.clock_gettime(7), me, dag, run, attempt, word)
+    os.write(journal, line.encode())
+
+note("begin")
+end = time.monotonic() + 1
+while time.monotonic() < end or dag == "long" and not os.path.exists("/mnt/let_go"):
+    time.sleep(0.25)
+    note("lives")
+note("end")
+"""
+
+
+class Execution:
+    """One execution of a task instance by its own account; times on clock()."""
+
+    def __init__(self, host, dag, run, attempt, began):
+        self.host, self.dag, self.run, self.attempt = host, dag, run, int(attempt)
+        self.began = self.last = began
+        self.ended = False
+
+    def __repr__(self):
+        return "{} {} try {} on {} from {:.2f} to {:.2f}{}".format(
+            self.dag, self.run, self.attempt, self.host, self.began, self.last,
+            "" if self.ended else " (no end)")
+
+
+def read_journal(path):
+    """All executions, in the order in which they began."""
+    found = collections.OrderedDict()
+    with contextlib.suppress(FileNotFoundError):
+        for line in read_file(path).splitlines():
+            time_s, host, key, dag, run, attempt, word = line.split()
+            one = found.setdefault(key, Execution(host, dag, run, attempt, float(time_s)))
+            one.last, one.ended = float(time_s), word == "end"
+    return list(found.values())
+
+
+class AirflowWatch(SchedulerWatch):
+    """Learns of real schedulers from the hosts' process lists, some ten times a second.
+
+    A life is that of a main process: one that was executed as `airflow scheduler`. What it forks
+    may have the very same words, also when it is left behind, but shares its stack's address. A
+    life ends when its process was last seen: so what is seen of two is no matter of delays.
+    """
+    LATE = 0.0
+    EVERY_S = 0.1
+
+    def __init__(self, hosts):
+        self.lives = []
+        self._hosts = hosts
+        self._images = set()   # (host, address of the stack) of all Lives
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self):
+        self._closed.set()
+        self._thread.join()
+
+    def _serve(self):
+        seen_at = clock()
+        while not self._closed.wait(self.EVERY_S):
+            before, seen_at = seen_at, clock()
+            self._look()
+            for life in self.alive():
+                if not process_lives(life.pid) or process_began(life.pid) != life.began:
+                    life.ended = max(before, life.began)
+
+    def _look(self):
+        hosts = {host_namespace(host.init): host.name for host in self._hosts() if host.init}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            host = hosts.get(host_namespace(entry))
+            if host and is_scheduler(command_words(entry)):
+                fields = process_fields(entry)
+                image = (host, fields[25]) if fields and fields[0] not in "ZX" else None
+                if image and image not in self._images:
+                    self._images.add(image)
+                    self.lives.append(Life(host, int(entry), process_began(entry) or clock()))
+
+
+def host_namespace(pid):
+    """What processes of one host have in common; None when it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/{}/ns/pid".format(pid))
+    return None
+
+
+def command_words(pid):
+    """The words of a process's command line, also where a title has taken their place."""
+    with contextlib.suppress(OSError):
+        return re.split(r"[\0\s]+", read_file("/proc/{}/cmdline".format(pid)))
+    return []
+
+
+def is_scheduler(words):
+    """Whether these are the words of a scheduler's main process (or of a fork of it)."""
+    if words and os.path.basename(words[0]).startswith("python"):
+        words = words[1:]
+    return (len(words) > 1 and os.path.basename(words[0]) == "airflow"
+            and words[1] == "scheduler" and words[2:3] not in (["-"], ["--"]))
+
+
+class AirflowCluster(Cluster):
+    """Hosts on which Airflow is installed."""
+
+    def _build(self):
+        self.programs = os.path.dirname(AIRFLOW_BIN)
+        super()._build()
+
+    def make_watch(self):
+        return AirflowWatch(self.hosts.values)
+
+
+class AirflowBench(FaultBench):
+    """Real schedulers under controllers on three hosts, on which faults are done."""
+    CLUSTER = AirflowCluster
+    SETTINGS = {"scheduler_restart_budget": "1000", "heartbeat_timeout": "15",
+                "scheduler_restart_sleep_time": "35",
+                "airflow_virtualenv": os.path.join(AIRFLOW_BIN, "activate")}
+    # Shorter than Airflow's own defaults, for a fault is over when the DAGs go on.
+    AIRFLOW = """\
+        [core]
+        executor = LocalExecutor
+        parallelism = 2
+        load_examples = False
+        dags_are_paused_at_creation = False
+        execution_api_server_url = http://web:8080/execution/
+        {core}
+        [database]
+        {database}
+        [scheduler]
+        scheduler_health_check_threshold = {threshold}
+        min_file_process_interval = 5
+        parsing_processes = 1
+        max_threads = 1
+        orphaned_tasks_check_interval = 10
+        scheduler_zombie_task_threshold = 20
+        local_task_job_heartbeat_sec = 5
+        task_instance_heartbeat_timeout = 20
+        task_instance_heartbeat_sec = 5
+        [api]
+        secret_key = the same on all hosts
+        [api_auth]
+        jwt_secret = the same on all hosts, long enough for a signature by SHA-512 to be safe.
+        [webserver]
+        secret_key = the same on all hosts
+        [scheduler_failover]
+        {own}"""
+    THRESHOLD_S = 20
+    version = airflow_version() if AIRFLOW_BIN else (0, 0)
+    SERVER = PostgreSqlServer if version >= (3,) else MariaDbServer
+
+    def __init__(self):
+        super().__init__()
+        try:
+            self._make_metastore()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_metastore(self):
+        """Airflow's database, and what Airflow 3 needs beside the scheduler."""
+        self.server.create_database("airflow")
+        self.url = self.server.url_for("airflow", {MariaDbServer: "+pymysql",
+                                                   PostgreSqlServer: "+psycopg2"}[self.SERVER])
+        self.home = os.path.join(self.cluster.directory, "airflow")
+        os.makedirs(os.path.join(self.home, "dags"))
+        write_file(os.path.join(self.home, "airflow.cfg"), self.airflow_cfg({}))
+        write_file(os.path.join(self.home, "dags", "dags.py"), self.dags())
+        write_file(os.path.join(self.cluster.shared, "task.py"), AIRFLOW_TASK)
+        made = self.beside("initdb" if self.version < (2,) else "db migrate")
+        if made.process.wait(180):
+            raise AssertionError("no metastore:\n" + read_file(made.log)[-3000:])
+        if self.version >= (3,):
+            self.beside("api-server", for_ever=True)
+            self.beside("dag-processor", for_ever=True)
+
+    def beside(self, words, for_ever=False):
+        """Run `airflow ...` in the servers' network, again and again if it is to be for ever."""
+        log = os.path.join(self.home, words.replace(" ", "-") + ".log")
+        command = "export AIRFLOW_HOME={0}; cd {0}; exec >>{1} 2>&1; . {2}/activate; airflow {3}"
+        command = command.format(self.home, log, AIRFLOW_BIN, words)
+        if for_ever:
+            command += "; while sleep 1; do airflow {}; done".format(words)
+        keeper = self.cluster.servers.call(
+            Keeper, "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", command)
+        self.cluster.on_close(keeper.end)
+        keeper.log = log
+        return keeper
+
+    def dags(self):
+        return AIRFLOW_DAGS.replace("PYTHON", HOST_PYTHON)
+
+    def airflow_cfg(self, settings):
+        """airflow.cfg of a host, with the settings of asfc."""
+        connection = "sql_alchemy_conn = " + self.url.replace("%", "%%")
+        keys = collections.OrderedDict(SETTINGS, **settings)
+        own = "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None)
+        old = self.version < (2,)
+        return textwrap.dedent(self.AIRFLOW).format(
+            core=connection if old else "", database="" if old else connection,
+            threshold=self.THRESHOLD_S, own=own)
+
+    def configure(self, host, url=None, **settings):
+        host.write("airflow/airflow.cfg", self.airflow_cfg(settings))
+
+    def boot(self, settings):
+        """New hosts and new metadata of asfc's; Airflow's own is kept."""
+        self.settings = None
+        self.cluster.heal()
+        self.cluster.fresh()
+        self.booted_at = clock()
+        self.server.sql("DROP TABLE IF EXISTS asfc_metadata;", "airflow")
+        self.controllers, self._ever = {}, []
+        for host in self.cluster:
+            host.remove("bin/airflow")
+            host.write("airflow/dags/dags.py", self.dags())
+            self.configure(host, **settings)
+        self._begin()
+        self.settings = settings
+        self.start_controllers()
+        self.wait_for_calm()
+
+    def said(self, controller):
+        """How much a controller had said when the fault began."""
+        return self._said.get(id(controller), 0)
+
+    def hang(self):
+        """SIGSTOP of the scheduler, once it is no new one."""
+        self.let_pass(self.scheduler.began + 36 - clock())
+        hang(self)
+
+    # -- what Airflow does
+
+    def executions(self):
+        return read_journal(os.path.join(self.cluster.shared, "journal"))
+
+    def wait_for_calm(self, timeout_s=120):
+        """As ever, and the DAGs go on under the scheduler that runs now."""
+        super().wait_for_calm(timeout_s)
+        since = self.cluster.watch.alive()[0].began
+        wait_until(lambda: self.a_run_succeeded(since), timeout_s, "a run of the short DAG")
+        self.wait_for_task()
+
+    def a_run_succeeded(self, since):
+        time.sleep(0.2)
+        done = [one.run for one in self.executions()
+                if one.dag == "short" and one.ended and one.began > since]
+        return bool(done) and "success" in self.sql(
+            "SELECT state FROM dag_run WHERE dag_id = 'short' AND run_id = '{}';".format(done[0]))
+
+    def wait_for_task(self, timeout_s=120):
+        """Wait until the long task is under way below the scheduler; returns its Execution."""
+        def under_way():
+            time.sleep(0.2)
+            alive = self.cluster.watch.alive()
+            return next((one for one in self.executions() if one.dag == "long" and not one.ended
+                         and clock() - one.last < 1 and one.host == alive[0].host
+                         and one.began > alive[0].began), None)
+        return wait_until(under_way, timeout_s, lambda: "a long task under way: {}".format(
+            self.executions()[-4:]))
+
+    def sql(self, text):
+        return self.server.sql(text, "airflow")
+
+    # -- what must hold
+
+    def _problems(self, fault):
+        return super()._problems(fault) + self.remnants() + self.misdeeds()
+
+    def remnants(self):
+        """What lives on the hosts beside a scheduler and all that belongs to a host without one."""
+        problems = []
+        for host in self.cluster:
+            mains = [life for life in self.cluster.watch.alive() if life.host == host.name]
+            for pid in processes_beside(host.init):
+                words, began = " ".join(command_words(pid)), process_began(pid)
+                if began and (AIRFLOW_BIN in words or "airflow " in words or "gunicorn" in words
+                              or "task.py" in words) and "asfc.py" not in words \
+                        and not any(began >= main.began for main in mains) and process_lives(pid):
+                    problems.append("left behind on {}: {} {}".format(host.name, pid, words))
+        return problems
+
+    def misdeeds(self):
+        """Two executions of one task instance at a time; one that outlives its scheduler."""
+        problems, before = [], {}
+        births = sorted(life.began for life in self.cluster.watch.lives)
+        for one in self.executions():
+            if one.began < self.booted_at:
+                continue
+            other = before.get((one.dag, one.run))
+            if other and other.last > one.began:
+                problems.append("at the same time: {} and {}".format(other, one))
+            before[one.dag, one.run] = one
+            late = [began for began in births if one.began < began < one.last]
+            if late:
+                problems.append("{} though a scheduler began at {}".format(one, late))
+        return problems
+
+
+def one_controller_after_the_other(bench):
+    """The active one is stopped, the next one killed, then all are upgraded, one by one."""
+    active = bench.active
+    bench.stop_controllers(active)
+    second = bench.wait_for_active([name for name in bench.cluster.hosts if name != active], 30)[0]
+    bench.start_controllers()
+    bench.wait_for_calm()
+    bench.kill_controllers(second.holder)
+    bench.wait_for_active([name for name in bench.cluster.hosts if name != second.holder], 60)
+    bench.start_controllers()
+    bench.wait_for_calm()
+    bench.active = bench.cluster_record().holder
+    upgrade_one_by_one(bench)
+
+
+def freeze_database(bench):
+    """It hangs with its connections open, as a hung scheduler would seem; it is not one."""
+    bench.break_database("freeze", 60)
+    bench.wait_for_calm()
+    told = bench.cluster["a"].run([HOST_PYTHON, Host.HOME + "/asfc.py", "history"]).stdout
+    for one in bench.controllers.values():
+        told += one.output()[bench.said(one):]
+    if "hung" in told or "starting the scheduler" in told:
+        raise AssertionError("a hung database is no hung scheduler: " + told)
+    if "the metadata service failed" not in told:
+        raise AssertionError("nothing is said of the database: " + told)
+
+
+def airflow_faults():
+    """What is done to real schedulers; each time a task is under way."""
+    slow_s = 15   # of a machine with two cores, where much is started at the same time
+    heartbeat_timeout_s, metadata_s = 15, 1.5
+    silence_s = 1.1 * (heartbeat_timeout_s * 2 / 3 + metadata_s + FENCE_TICK_S + FENCE_GRACE_S
+                       + KILL_S)
+    yield Fault("SIGKILL of the scheduler", AirflowBench.kill_scheduler, DEAD_S + slow_s)
+    yield Fault("SIGSTOP of the scheduler", AirflowBench.hang,
+                AirflowBench.THRESHOLD_S + 5 + POLL_S + QUERY_S + STOP_S + START_S + slow_s)
+    yield Fault("power-off of the scheduler's node", lambda bench: bench.power_off(bench.node),
+                silence_s + INTERVAL_S + 2 * QUERY_S + 3 * metadata_s + START_S + slow_s,
+                roles=(0, 1))
+    yield Fault("the database is down for 30 s", lambda bench: bench.break_database("stop", 30),
+                DEAD_S + slow_s, roles=(0, 1, 2), lives=None)
+    yield Fault("change, restart and upgrade of all controllers", one_controller_after_the_other,
+                roles=range(10))
+    yield Fault("the database is frozen for 60 s, on_metadata_loss = keep", freeze_database,
+                roles=range(10), on_metadata_loss="keep")
+
+
+class RealAirflow(FaultTests):
+    """One test for each row of the table, on one cluster, in this order."""
+    BENCH, CLUSTERS = AirflowBench, 1
+
+
+if AIRFLOW_BIN:
+    RealAirflow.add(airflow_faults())
 
 
 ###############################################################################
