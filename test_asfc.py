@@ -11716,6 +11716,7 @@ class AirflowBench(FaultBench):
     SERVER = PostgreSqlServer if version >= (3,) else MariaDbServer
 
     def __init__(self):
+        self.booted_at, self._deaths = 0.0, []   # of schedulers before that boot
         super().__init__()
         try:
             self._make_metastore()
@@ -11773,6 +11774,7 @@ class AirflowBench(FaultBench):
         """New hosts and new metadata of asfc's; Airflow's own is kept."""
         self.settings = None
         self.cluster.heal()
+        self._deaths += [life.ended or clock() for life in self.cluster.watch.lives]
         self.cluster.fresh()
         self.booted_at = clock()
         self.server.sql("DROP TABLE IF EXISTS asfc_metadata;", "airflow")
@@ -11785,6 +11787,10 @@ class AirflowBench(FaultBench):
         self.settings = settings
         self.start_controllers()
         self.wait_for_calm()
+
+    def deaths(self):
+        """When schedulers died, since the beginning."""
+        return self._deaths + [one.ended for one in self.cluster.watch.lives if one.ended]
 
     def said(self, controller):
         """How much a controller had said when the fault began."""
@@ -11800,7 +11806,7 @@ class AirflowBench(FaultBench):
     def executions(self):
         return read_journal(os.path.join(self.cluster.shared, "journal"))
 
-    def wait_for_calm(self, timeout_s=120):
+    def wait_for_calm(self, timeout_s=240):
         """As ever, and the DAGs go on under the scheduler that runs now."""
         super().wait_for_calm(timeout_s)
         since = self.cluster.watch.alive()[0].began
@@ -11811,10 +11817,9 @@ class AirflowBench(FaultBench):
         time.sleep(0.2)
         done = [one.run for one in self.executions()
                 if one.dag == "short" and one.ended and one.began > since]
-        return bool(done) and "success" in self.sql(
-            "SELECT state FROM dag_run WHERE dag_id = 'short' AND run_id = '{}';".format(done[0]))
+        return any("success" in self.rows("state", run, "short") for run in done[:3])
 
-    def wait_for_task(self, timeout_s=120):
+    def wait_for_task(self, timeout_s=240):
         """Wait until the long task is under way below the scheduler; returns its Execution."""
         def under_way():
             time.sleep(0.2)
@@ -11825,6 +11830,24 @@ class AirflowBench(FaultBench):
         return wait_until(under_way, timeout_s, lambda: "a long task under way: {}".format(
             self.executions()[-4:]))
 
+    def let_long_task_end(self):
+        """Have the long task end well, and wait until Airflow knows it, and for the next one."""
+        let_go = os.path.join(self.cluster.shared, "let_go")
+        run = self.wait_for_task().run
+        write_file(let_go, "")
+        try:
+            wait_until(lambda: time.sleep(0.3) or "success" in self.rows("state", run), 240,
+                       lambda: "the success of {}: {}".format(run, self.rows("*", run)))
+        finally:
+            os.unlink(let_go)
+        self.wait_for_task()
+
+    def rows(self, columns, run=None, dag="long"):
+        """Airflow's rows of all runs, or of one, as texts."""
+        where = " WHERE dag_id = '{}' AND run_id = '{}'".format(dag, run) if run else ""
+        return self.sql("SELECT {} FROM dag_run{};".format(columns, where)).replace(
+            "|", "\t").splitlines()
+
     def sql(self, text):
         return self.server.sql(text, "airflow")
 
@@ -11834,15 +11857,15 @@ class AirflowBench(FaultBench):
         return super()._problems(fault) + self.remnants() + self.misdeeds()
 
     def remnants(self):
-        """What lives on the hosts beside a scheduler and all that belongs to a host without one."""
+        """What Airflow has left on hosts beside the scheduler that runs, and what that started."""
         problems = []
         for host in self.cluster:
-            mains = [life for life in self.cluster.watch.alive() if life.host == host.name]
+            mains = [life.began for life in self.cluster.watch.alive() if life.host == host.name]
             for pid in processes_beside(host.init):
                 words, began = " ".join(command_words(pid)), process_began(pid)
-                if began and (AIRFLOW_BIN in words or "airflow " in words or "gunicorn" in words
-                              or "task.py" in words) and "asfc.py" not in words \
-                        and not any(began >= main.began for main in mains) and process_lives(pid):
+                if process_lives(pid) and not any(began >= main for main in mains) and re.search(
+                        r"^(\[ready\] )?gunicorn|^airflow |^\S*python\S* {}/|/mnt/task.py".format(
+                            re.escape(AIRFLOW_BIN)), words):
                     problems.append("left behind on {}: {} {}".format(host.name, pid, words))
         return problems
 
@@ -11857,9 +11880,11 @@ class AirflowBench(FaultBench):
             if other and other.last > one.began:
                 problems.append("at the same time: {} and {}".format(other, one))
             before[one.dag, one.run] = one
-            late = [began for began in births if one.began < began < one.last]
+            deaths = [life.ended for life in self.cluster.watch.lives if life.host == one.host
+                      and life.began < one.began < (life.ended or 0)]
+            late = [began for began in births if deaths and deaths[0] < began < one.last]
             if late:
-                problems.append("{} though a scheduler began at {}".format(one, late))
+                problems.append("{} though a scheduler began at {:.2f}".format(one, late[0]))
         return problems
 
 
@@ -11909,6 +11934,106 @@ def airflow_faults():
                 roles=range(10))
     yield Fault("the database is frozen for 60 s, on_metadata_loss = keep", freeze_database,
                 roles=range(10), on_metadata_loss="keep")
+
+
+# -- the soak
+
+
+def soaking(name, do, **fields):
+    """A fault of the soak: how long it takes is not measured there, nor what it leads to."""
+    return Fault(name, do, bound_s=600, roles=range(100), lives=None, **fields)
+
+
+def random_airflow_fault(chance):
+    """One of the faults of the soak, and how long it lasts."""
+    seconds = chance.uniform(1, 25)
+    role = chance.choice(["active", "node", "third"])
+    how, way = chance.choice(["silent", "icmp"]), chance.choice(["both", "out", "in"])
+    targets = chance.choice(["database", "peers", "both"])
+    broken = chance.choice(["stop", "kill", "freeze"])
+
+    def who(bench):
+        return getattr(bench, role)
+    return chance.choice([
+        soaking("SIGKILL of the scheduler", AirflowBench.kill_scheduler),
+        soaking("SIGSTOP of the scheduler", lambda bench: bench.freeze([bench.scheduler.pid]),
+                for_s=3 * seconds),
+        soaking("power-off of {}".format(role), lambda bench: bench.power_off(who(bench)),
+                for_s=2 * seconds),
+        soaking("SIGKILL of the controller of {}".format(role),
+                lambda bench: bench.kill_controllers(who(bench)), for_s=seconds),
+        soaking("SIGSTOP of the controller of {}".format(role),
+                lambda bench: bench.freeze_controllers(who(bench)), for_s=seconds),
+        soaking("orderly stop of the controller of {}".format(role),
+                lambda bench: bench.stop_controllers(who(bench)), for_s=seconds),
+        soaking("{} cut off from {}, {} {}".format(role, targets, how, way),
+                lambda bench: bench.cut(who(bench), targets, how, way), for_s=2 * seconds),
+        soaking("{} of the database for {:.0f} s".format(broken, seconds),
+                lambda bench: bench.break_database(broken, seconds))])
+
+
+class AirflowSoak:
+    """Random faults on real schedulers; in the end Airflow's rows must agree with the journal."""
+    FOR_S = 900
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.bench = AirflowBench()
+        self.faults = []   # (name, from, to) of what was done
+        self.failed = 0
+
+    def run(self):
+        print(Outcome.HEADER, flush=True)
+        until = clock() + self.FOR_S
+        while clock() < until:
+            fault, began = random_airflow_fault(self.chance), clock()
+            outcome = self.bench.run(fault)
+            self.faults.append((fault.name, began, clock()))
+            self.failed += bool(outcome.problems)
+            print(outcome, *(outcome.problems + [outcome.story] * bool(outcome.problems)),
+                  sep="\n    ", flush=True)
+            if not outcome.problems:
+                self.bench.let_long_task_end()
+        problems = self.bench.misdeeds() + self.needless_tries() + self.lost_runs()
+        print(*problems, sep="\n")
+        print("{} executions of tasks, {} faults, {} of them failed, {} problems".format(
+            len(self.bench.executions()), len(self.faults), self.failed, len(problems)))
+        return 1 if self.failed or problems else 0
+
+    def needless_tries(self):
+        """Executions of what was executed before, with neither a scheduler's death nor an outage of
+        the database between the two."""
+        problems, before = [], {}
+        outages = [began for name, began, _ in self.faults if "database" in name]
+        for one in self.bench.executions():
+            other, before[one.dag, one.run] = before.get((one.dag, one.run)), one
+            if other and not any(other.began < time_s < one.began
+                                 for time_s in outages + self.bench.deaths()):
+                problems.append("without need: {} after {}".format(one, other))
+        return problems
+
+    def lost_runs(self):
+        """Runs that Airflow knows and that did not come to their end, in its view or their own."""
+        ended = {(one.dag, one.run) for one in self.bench.executions() if one.ended}
+        rows = [row.split() for row in self.bench.rows("dag_id, run_id, state")]
+        lost = [row for row in rows if row[2] != "running" and
+                (row[2] != "success" or tuple(row[:2]) not in ended)]
+        unknown = ended - {tuple(row[:2]) for row in rows}
+        return ["lost: {}".format(row) for row in lost + sorted(unknown)] + (
+            [] if rows else ["Airflow knows no run"])
+
+
+def soak_airflow():
+    """`soak airflow`: as `tox -e airflow2 -- soak airflow` runs it, 15 minutes."""
+    require("Airflow in ASFC_AIRFLOW", AIRFLOW_BIN)
+    end_in_order_on_sigterm()
+    seed = int(time.time())
+    print("Airflow {}.{}, seed {}".format(*AirflowBench.version + (seed,)))
+    soak = AirflowSoak(seed)
+    try:
+        return soak.run()
+    finally:
+        soak.bench.close()
 
 
 class RealAirflow(FaultTests):
@@ -12910,7 +13035,8 @@ def soak_quiet_week():
 
 
 SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_faults,
-         "quiet": soak_quiet, "simulation": soak_simulation, "quiet-week": soak_quiet_week}
+         "airflow": soak_airflow, "quiet": soak_quiet, "simulation": soak_simulation,
+         "quiet-week": soak_quiet_week}
 
 
 class ResultThatTells(unittest.TextTestResult):
