@@ -6512,6 +6512,12 @@ class DecisionTest(unittest.TestCase):
             "no action"),
         "a young scheduler is not hung": (
             observed("a", {"a": "running"}, health=STUCK, alive_s=34.0), "", "no action"),
+        "a slow start is not hung": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=89.0), "",
+            "watching whether it lives on"),
+        "hung before its first heartbeat": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0), "stop a",
+            "hung"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
         "silent for W: the move begins after one query without an answer": (
@@ -11521,12 +11527,12 @@ AIRFLOW_BIN = os.environ.get("ASFC_AIRFLOW", "")
 
 
 def airflow_version():
-    """The release (major, minor) of the Airflow whose programs ASFC_AIRFLOW names."""
+    """The release of the Airflow whose programs ASFC_AIRFLOW names, as numbers."""
     pattern = os.path.join(os.path.dirname(AIRFLOW_BIN),
                            "lib/python3*/site-packages/apache_airflow-*.dist-info")
-    found = [re.search(r"apache_airflow-(\d+)\.(\d+)", path) for path in glob.glob(pattern)]
+    found = [re.search(r"apache_airflow-([0-9.]+)\.dist", path) for path in glob.glob(pattern)]
     require("Airflow in ASFC_AIRFLOW", found)
-    return tuple(map(int, found[0].groups()))
+    return tuple(map(int, found[0].group(1).split(".")))
 
 
 # Two DAGs for all versions: one whose short task runs again and again, one whose task is under way
@@ -11679,8 +11685,8 @@ class AirflowCluster(Cluster):
 class AirflowBench(FaultBench):
     """Real schedulers under controllers on three hosts, on which faults are done."""
     CLUSTER = AirflowCluster
-    SETTINGS = {"scheduler_restart_budget": "1000", "heartbeat_timeout": "15",
-                "scheduler_restart_sleep_time": "35",
+    SETTINGS = {"scheduler_restart_budget": "1000",
+                "heartbeat_timeout": None, "scheduler_restart_sleep_time": None,
                 "airflow_virtualenv": os.path.join(AIRFLOW_BIN, "activate")}
     # Shorter than Airflow's own defaults, for a fault is over when the DAGs go on.
     AIRFLOW = """\
@@ -11694,7 +11700,6 @@ class AirflowBench(FaultBench):
         [database]
         {database}
         [scheduler]
-        scheduler_health_check_threshold = {threshold}
         min_file_process_interval = 5
         parsing_processes = 1
         max_threads = 1
@@ -11705,13 +11710,14 @@ class AirflowBench(FaultBench):
         task_instance_heartbeat_sec = 5
         [api]
         secret_key = the same on all hosts
+        [workers]
+        execution_api_timeout = 60
         [api_auth]
         jwt_secret = the same on all hosts, long enough for a signature by SHA-512 to be safe.
         [webserver]
         secret_key = the same on all hosts
         [scheduler_failover]
         {own}"""
-    THRESHOLD_S = 20
     version = airflow_version() if AIRFLOW_BIN else (0, 0)
     SERVER = PostgreSqlServer if version >= (3,) else MariaDbServer
 
@@ -11735,7 +11741,7 @@ class AirflowBench(FaultBench):
         write_file(os.path.join(self.home, "dags", "dags.py"), self.dags())
         write_file(os.path.join(self.cluster.shared, "task.py"), AIRFLOW_TASK)
         made = self.beside("initdb" if self.version < (2,) else "db migrate")
-        if made.process.wait(180):
+        if made.process.wait(600):
             raise AssertionError("no metastore:\n" + read_file(made.log)[-3000:])
         if self.version >= (3,):
             self.beside("api-server", for_ever=True)
@@ -11765,7 +11771,7 @@ class AirflowBench(FaultBench):
         old = self.version < (2,)
         return textwrap.dedent(self.AIRFLOW).format(
             core=connection if old else "", database="" if old else connection,
-            threshold=self.THRESHOLD_S, own=own)
+            own=own)
 
     def configure(self, host, url=None, **settings):
         host.write("airflow/airflow.cfg", self.airflow_cfg(settings))
@@ -11787,6 +11793,17 @@ class AirflowBench(FaultBench):
         self.settings = settings
         self.start_controllers()
         self.wait_for_calm()
+
+    def run_asfc(self, *arguments):
+        """What a verb of asfc says on a host, in order."""
+        done = self.cluster["a"].run([HOST_PYTHON, Host.HOME + "/asfc.py"] + list(arguments))
+        if done.returncode:
+            raise AssertionError("asfc.py {}: {}".format(arguments, done.stderr))
+        return done.stdout
+
+    def start_by_hand(self, name):
+        return self.cluster[name].start_process(
+            ["bash", "-c", ". {}/activate && exec airflow scheduler".format(AIRFLOW_BIN)])
 
     def deaths(self):
         """When schedulers died, since the beginning."""
@@ -11903,11 +11920,25 @@ def one_controller_after_the_other(bench):
     upgrade_one_by_one(bench)
 
 
+def stop_with_a_task_under_way(bench):
+    """Nobody knows of the first scheduler any more, and a second one stands before it in the list:
+    that one is kept, and asfc stops the first, which waits for its task."""
+    bench.stop_controllers(*bench.cluster.hosts)
+    names = sorted(bench.cluster.hosts, key=lambda name: name == bench.node)
+    for host in bench.cluster:
+        bench.configure(host, **dict(bench.settings, scheduler_nodes_in_cluster=", ".join(names)))
+    bench.run_asfc("clear_metadata")
+    bench.start_by_hand(names[0])
+    wait_until(lambda: len(bench.cluster.watch.alive()) == 2, 30, "a second scheduler")
+    bench.start_controllers()
+    wait_until(lambda: bench.scheduler.ended, 120, "the end of the first")
+
+
 def freeze_database(bench):
     """It hangs with its connections open, as a hung scheduler would seem; it is not one."""
     bench.break_database("freeze", 60)
     bench.wait_for_calm()
-    told = bench.cluster["a"].run([HOST_PYTHON, Host.HOME + "/asfc.py", "history"]).stdout
+    told = bench.run_asfc("history")
     for one in bench.controllers.values():
         told += one.output()[bench.said(one):]
     if "hung" in told or "starting the scheduler" in told:
@@ -11919,19 +11950,19 @@ def freeze_database(bench):
 def airflow_faults():
     """What is done to real schedulers; each time a task is under way."""
     slow_s = 15   # of a machine with two cores, where much is started at the same time
-    heartbeat_timeout_s, metadata_s = 15, 1.5
-    silence_s = 1.1 * (heartbeat_timeout_s * 2 / 3 + metadata_s + FENCE_TICK_S + FENCE_GRACE_S
-                       + KILL_S)
-    yield Fault("SIGKILL of the scheduler", AirflowBench.kill_scheduler, DEAD_S + slow_s)
+    metadata_s, threshold_s, lost_node_s = 3, 30, 55   # by the default times
+    dead_s = POLL_S + 2 * QUERY_S + metadata_s + START_S + slow_s
+    yield Fault("SIGKILL of the scheduler", AirflowBench.kill_scheduler, dead_s)
     yield Fault("SIGSTOP of the scheduler", AirflowBench.hang,
-                AirflowBench.THRESHOLD_S + 5 + POLL_S + QUERY_S + STOP_S + START_S + slow_s)
+                threshold_s + 5 + POLL_S + QUERY_S + STOP_S + START_S + slow_s)
     yield Fault("power-off of the scheduler's node", lambda bench: bench.power_off(bench.node),
-                silence_s + INTERVAL_S + 2 * QUERY_S + 3 * metadata_s + START_S + slow_s,
-                roles=(0, 1))
+                lost_node_s + START_S + slow_s, roles=(0, 1))
     yield Fault("the database is down for 30 s", lambda bench: bench.break_database("stop", 30),
-                DEAD_S + slow_s, roles=(0, 1, 2), lives=None)
+                dead_s, roles=range(10), lives=None)
     yield Fault("change, restart and upgrade of all controllers", one_controller_after_the_other,
                 roles=range(10))
+    yield Fault("stop of the scheduler with a task under way", stop_with_a_task_under_way, 120,
+                roles=range(10), overlap_s=600)
     yield Fault("the database is frozen for 60 s, on_metadata_loss = keep", freeze_database,
                 roles=range(10), on_metadata_loss="keep")
 
@@ -12028,7 +12059,7 @@ def soak_airflow():
     require("Airflow in ASFC_AIRFLOW", AIRFLOW_BIN)
     end_in_order_on_sigterm()
     seed = int(time.time())
-    print("Airflow {}.{}, seed {}".format(*AirflowBench.version + (seed,)))
+    print("Airflow", AirflowBench.version, "seed", seed)
     soak = AirflowSoak(seed)
     try:
         return soak.run()
@@ -12039,6 +12070,11 @@ def soak_airflow():
 class RealAirflow(FaultTests):
     """One test for each row of the table, on one cluster, in this order."""
     BENCH, CLUSTERS = AirflowBench, 1
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        print("tested by Airflow", ".".join(map(str, AirflowBench.version)), flush=True)
 
 
 if AIRFLOW_BIN:
