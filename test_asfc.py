@@ -11744,12 +11744,15 @@ class AirflowBench(FaultBench):
         if made.process.wait(600):
             raise AssertionError("no metastore:\n" + read_file(made.log)[-3000:])
         if self.version >= (3,):
-            self.beside("api-server", for_ever=True)
             self.beside("dag-processor", for_ever=True)
+            serves = self.beside("api-server", for_ever=True)
+            wait_until(lambda: "startup complete" in read_file(serves.log), 600,
+                       lambda: "the API server serves: " + read_file(serves.log)[-3000:])
 
     def beside(self, words, for_ever=False):
         """Run `airflow ...` in the servers' network, again and again if it is to be for ever."""
         log = os.path.join(self.home, words.replace(" ", "-") + ".log")
+        write_file(log, "")
         command = "export AIRFLOW_HOME={0}; cd {0}; exec >>{1} 2>&1; . {2}/activate; airflow {3}"
         command = command.format(self.home, log, AIRFLOW_BIN, words)
         if for_ever:
@@ -11947,6 +11950,9 @@ def freeze_database(bench):
         raise AssertionError("nothing is said of the database: " + told)
 
 
+ANY_ROLES = tuple(range(100))   # how often the active role changes hands is no matter
+
+
 def airflow_faults():
     """What is done to real schedulers; each time a task is under way."""
     slow_s = 15   # of a machine with two cores, where much is started at the same time
@@ -11958,13 +11964,13 @@ def airflow_faults():
     yield Fault("power-off of the scheduler's node", lambda bench: bench.power_off(bench.node),
                 lost_node_s + START_S + slow_s, roles=(0, 1))
     yield Fault("the database is down for 30 s", lambda bench: bench.break_database("stop", 30),
-                dead_s, roles=range(10), lives=None)
+                dead_s, roles=ANY_ROLES, lives=None)
     yield Fault("change, restart and upgrade of all controllers", one_controller_after_the_other,
-                roles=range(10))
+                roles=ANY_ROLES)
     yield Fault("stop of the scheduler with a task under way", stop_with_a_task_under_way, 120,
-                roles=range(10), overlap_s=600)
+                roles=ANY_ROLES, overlap_s=600)
     yield Fault("the database is frozen for 60 s, on_metadata_loss = keep", freeze_database,
-                roles=range(10), on_metadata_loss="keep")
+                roles=ANY_ROLES, on_metadata_loss="keep")
 
 
 # -- the soak
@@ -11972,7 +11978,7 @@ def airflow_faults():
 
 def soaking(name, do, **fields):
     """A fault of the soak: how long it takes is not measured there, nor what it leads to."""
-    return Fault(name, do, bound_s=600, roles=range(100), lives=None, **fields)
+    return Fault(name, do, bound_s=600, roles=ANY_ROLES, lives=None, **fields)
 
 
 def random_airflow_fault(chance):
