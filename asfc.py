@@ -1023,7 +1023,8 @@ OPTIONS: Tuple[Option, ...] = (
     Option("query_timeout", "5", *_seconds(0.5, 60),
            help="How long a node may take to say whether a scheduler runs there."),
     Option("scheduler_start_timeout", "90", *_seconds(1, 3600),
-           help="How long a start command may run before it is ended."),
+           help="How long a start command may run before it is ended, and how long a scheduler that "
+           "was started may live without a first heartbeat."),
     Option("scheduler_stop_wait_time", "10", *_seconds(0, 600),
            help="asfc's own stop waits so long after SIGTERM, and again after a second one, before "
            "SIGKILL."),
@@ -6553,10 +6554,14 @@ def tell_that_it_runs(seen: Observation, configuration: Any, waiting: Sequence[s
 def is_hung(seen: Observation, configuration: Any) -> bool:
     """Two signs: the process lives, and its heartbeat has stood still while it could be read.
 
-    A scheduler that has just started is given the time that a start may take.
+    A scheduler that has just started is given the time that a start may take: one that has not
+    shown life yet even scheduler_start_timeout, for on a busy host that may take Airflow a minute,
+    and each one that is stopped for it makes the next one as late.
     """
     allowed_s = configuration.health_threshold_s
     young_s = max(allowed_s, configuration.scheduler_restart_sleep_time)
+    if seen.attempt:
+        young_s = max(young_s, configuration.scheduler_start_timeout)
     return (seen.health.readable and seen.health.unchanged_s > allowed_s
             and seen.alive_s > young_s)
 

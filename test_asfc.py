@@ -319,6 +319,7 @@ class DatabaseServer:
 
 class MariaDbServer(DatabaseServer):
     SYSTEM_USER, SCHEME = "mysql", "mysql"
+    HOSTS_OF_A_CLUSTER = "10.99.%"
 
     @classmethod
     def present(cls):
@@ -363,6 +364,7 @@ class MariaDbServer(DatabaseServer):
 
 class PostgreSqlServer(DatabaseServer):
     SYSTEM_USER, SCHEME = "postgres", "postgresql"
+    HOSTS_OF_A_CLUSTER = "10.99.0.0/16"
 
     @classmethod
     def present(cls):
@@ -7871,6 +7873,12 @@ class DecisionTest(unittest.TestCase):
             "no action"),
         "a young scheduler is not hung": (
             observed("a", {"a": "running"}, health=STUCK, alive_s=34.0), "", "no action"),
+        "a slow start is not hung": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=89.0), "",
+            "watching whether it lives on"),
+        "hung before its first heartbeat": (
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0), "stop a",
+            "hung"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
         "silent for W: the move begins after one query without an answer": (
@@ -10590,7 +10598,7 @@ class Host:
     PATH = HOME + "/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     BOOT = textwrap.dedent("""\
         set -eu
-        name=$1 address=$2 disk=$3 shared=$4
+        name=$1 address=$2 disk=$3 shared=$4 programs=$5
         read pid rest < /proc/self/stat  # of the /proc outside: the id that the tests know
         mount --make-rprivate /
         mount -t proc proc /proc
@@ -10599,7 +10607,9 @@ class Host:
         mount --bind "$shared" /mnt
         mount --bind "$disk" /srv
         mount -t tmpfs tmpfs /run
+        [ -z "$programs" ] || { mkdir -p /srv/programs; mount --bind "$programs" /srv/programs; }
         mount -t tmpfs tmpfs /tmp
+        [ -z "$programs" ] || { mkdir -p "$programs"; mount --bind /srv/programs "$programs"; }
         mkdir -m 755 /run/sshd
         hostname "$name"
         echo "$pid"
@@ -10696,7 +10706,7 @@ class Host:
         self.keeper = Keeper(
             "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--net",
             "bash", os.path.join(self.cluster.directory, "boot"), self.name, self.address,
-            self.disk, self.cluster.shared)
+            self.disk, self.cluster.shared, self.cluster.programs)
 
     def finish_boot(self):
         """Connect the host to the router, once its namespaces are there, and wait for its sshd."""
@@ -10931,6 +10941,7 @@ class SchedulerWatch:
 class Cluster:
     """Hosts, a router between them, and a network `db` for the servers that the hosts use."""
     SERVERS = "10.99.200.2"
+    programs = ""   # a directory that the hosts have at the same place, wherever it is
 
     def __init__(self, names=("a", "b", "c")):
         require("root", os.geteuid() == 0)
@@ -10960,7 +10971,7 @@ class Cluster:
         return iter(self.hosts.values())
 
     def _build(self):
-        self.watch = SchedulerWatch(self.shared)
+        self.watch = self.make_watch()
         self.router = self._network()
         self.servers = self._network()
         self.router.configure(["link set lo up"])
@@ -10973,6 +10984,9 @@ class Cluster:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         write_file(os.path.join(self.directory, "boot"), Host.BOOT)
         self.fresh()
+
+    def make_watch(self):
+        return SchedulerWatch(self.shared)
 
     def fresh(self):
         """Boot all hosts, with nothing on their disks but what belongs to a new host."""
@@ -11151,9 +11165,9 @@ POLL_S, HEARTBEAT_TIMEOUT_S, INTERVAL_S, RETRY_S, QUERY_S, METADATA_S = 2, 10, 1
 MEASURED_LATE_S = 0.6
 
 
-def serve_on(cluster, kind, remote_hosts="10.99.%"):
+def serve_on(cluster, kind):
     """A database server that all hosts of a cluster reach; it ends with the cluster."""
-    server = kind(address=Cluster.SERVERS, remote_hosts=(remote_hosts,))
+    server = kind(address=Cluster.SERVERS, remote_hosts=(kind.HOSTS_OF_A_CLUSTER,))
     cluster.on_close(server.remove)
     cluster.servers.call(server.start)
     return server
@@ -11249,7 +11263,7 @@ class ClusterTest(ClusterBench, unittest.TestCase):
         cls.cluster = Cluster(cls.NAMES)
         cls.databases = itertools.count(1)
         try:
-            cls.server = cls.serve(MariaDbServer, "10.99.%")
+            cls.server = serve_on(cls.cluster, MariaDbServer)
         except BaseException:
             cls.cluster.close()
             raise
@@ -11257,10 +11271,6 @@ class ClusterTest(ClusterBench, unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.cluster.close()
-
-    @classmethod
-    def serve(cls, kind, remote_hosts):
-        return serve_on(cls.cluster, kind, remote_hosts)
 
     def setUp(self):
         self.cluster.fresh()
@@ -11542,7 +11552,7 @@ class TenControllersAtOnce(ClusterTest):
 
     def test_one_of_ten_wins_on_postgresql(self):
         require("a PostgreSQL server", PostgreSqlServer.present())
-        server = self.serve(PostgreSqlServer, "10.99.0.0/16")
+        server = serve_on(self.cluster, PostgreSqlServer)
         self.addCleanup(server.stop)
         self.url = server.create_database("airflow")
         self.assert_one_wins()
@@ -12021,6 +12031,7 @@ class Outcome:
 
 class FaultBench(ClusterBench):
     """Three hosts with controllers, on which faults are done one after the other."""
+    CLUSTER, SERVER = Cluster, MariaDbServer
     SETTINGS = {"scheduler_restart_budget": "1000", "ssh_command": "held-ssh"}
     SHORT_LIFE_S = 0.7   # one that ends sooner was no scheduler that ran
     HELD_FILES = ("hold", "held", "release", "answer")
@@ -12029,7 +12040,7 @@ class FaultBench(ClusterBench):
     ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
-        self.cluster = Cluster()
+        self.cluster = self.CLUSTER()
         self.controllers = {}
         self.settings = None   # of the cluster as it runs; None: boot it anew
         self._databases = itertools.count(1)
@@ -12037,7 +12048,7 @@ class FaultBench(ClusterBench):
         self._begin()
         try:
             with self.ONE_SERVER:
-                self.server = serve_on(self.cluster, MariaDbServer)
+                self.server = serve_on(self.cluster, self.SERVER)
         except BaseException:
             self.close()
             raise
@@ -12822,15 +12833,15 @@ def all_faults(every_cut=False):
 
 class FaultRun:
     """Faults done on several clusters side by side."""
-    CLUSTERS = 4
 
-    def __init__(self, faults, told=None):
+    def __init__(self, faults, told=None, bench=FaultBench, clusters=4):
         self._waiting = collections.deque(faults)
+        self._bench = bench
         self._outcomes = {fault.name: None for fault in faults}
         self._done = threading.Condition()
         self._told = told or (lambda outcome: None)
         self._threads = [threading.Thread(target=self._work, daemon=True)
-                         for _ in range(min(self.CLUSTERS, len(faults)))]
+                         for _ in range(min(clusters, len(faults)))]
         for thread in self._threads:
             thread.start()
 
@@ -12842,7 +12853,7 @@ class FaultRun:
             except IndexError:
                 break
             try:
-                bench = bench or FaultBench()
+                bench = bench or self._bench()
                 outcome = bench.run(fault)
             except BaseException:
                 outcome = Outcome(fault, problems=[traceback.format_exc()])
@@ -12870,21 +12881,32 @@ class FaultRun:
                                              if outcome])
 
 
-class FaultsOnRealHosts(unittest.TestCase):
-    """One test for each row of the table. The faults of the tests that were asked for are done on
+class FaultTests(unittest.TestCase):
+    """One test for each row of a table. The faults of the tests that were asked for are done on
     clusters of three hosts side by side; each test waits for its own."""
-    chosen, faults = [], collections.OrderedDict()
+    BENCH, CLUSTERS = FaultBench, 4
+
+    def __init_subclass__(cls):
+        cls.chosen, cls.faults = [], collections.OrderedDict()
 
     def __init__(self, name):
         super().__init__(name)
         self.chosen.append(name)
 
     @classmethod
+    def add(cls, faults):
+        """Make a test of each row."""
+        for fault in faults:
+            name = "test_" + re.sub(r"\W+", "_", fault.name)
+            cls.faults[name] = fault
+            setattr(cls, name, lambda self, fault=fault: self.assert_holds(fault))
+
+    @classmethod
     def setUpClass(cls):
         require("root", os.geteuid() == 0)
-        require("a MariaDB server", MariaDbServer.present())
-        require("libfaketime", FAKETIME)
-        cls.running = FaultRun([fault for name, fault in cls.faults.items() if name in cls.chosen])
+        require("a {}".format(cls.BENCH.SERVER.__name__), cls.BENCH.SERVER.present())
+        chosen = [fault for name, fault in cls.faults.items() if name in cls.chosen]
+        cls.running = FaultRun(chosen, bench=cls.BENCH, clusters=cls.CLUSTERS)
 
     @classmethod
     def tearDownClass(cls):
@@ -12897,11 +12919,16 @@ class FaultsOnRealHosts(unittest.TestCase):
             self.fail("{}: {}\n{}".format(fault.name, "; ".join(outcome.problems), outcome.story))
 
 
-for each in all_faults():
-    test_name = "test_" + re.sub(r"\W+", "_", each.name)
-    FaultsOnRealHosts.faults[test_name] = each
-    setattr(FaultsOnRealHosts, test_name,
-            lambda self, fault=each: self.assert_holds(fault))
+class FaultsOnRealHosts(FaultTests):
+    """The table, on stand-ins for the scheduler."""
+
+    @classmethod
+    def setUpClass(cls):
+        require("libfaketime", FAKETIME)
+        super().setUpClass()
+
+
+FaultsOnRealHosts.add(all_faults())
 
 
 def soak_faults(rounds=5):
@@ -12964,6 +12991,579 @@ def soak_quiet():
     NoNeedlessFailover.FOR_S = 1800
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(NoNeedlessFailover)
     return 0 if unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful() else 1
+
+
+###############################################################################
+# Real Airflow ################################################################
+###############################################################################
+#
+# Real schedulers of Airflow 1.10, 2 or 3 on the hosts, with LocalExecutor and a metastore on a real
+# server. `tox -e airflow110`, `airflow2` and `airflow3` install Airflow and name its programs in
+# ASFC_AIRFLOW; elsewhere nothing of this is run. Each task writes a journal of its own life, so
+# what Airflow did is known without asking Airflow.
+
+AIRFLOW_BIN = os.environ.get("ASFC_AIRFLOW", "")
+
+
+def airflow_version():
+    """The release of the Airflow whose programs ASFC_AIRFLOW names, as numbers."""
+    pattern = os.path.join(os.path.dirname(AIRFLOW_BIN),
+                           "lib/python3*/site-packages/apache_airflow-*.dist-info")
+    found = [re.search(r"apache_airflow-([0-9.]+)\.dist", path) for path in glob.glob(pattern)]
+    require("Airflow in ASFC_AIRFLOW", found)
+    return tuple(map(int, found[0].group(1).split(".")))
+
+
+# Two DAGs for all versions: one whose short task runs again and again, one whose task is under way
+# until it is let go.
+AIRFLOW_DAGS = """\
+import datetime
+import airflow
+try:
+    from airflow.sdk import DAG
+    from airflow.providers.standard.operators.bash import BashOperator
+except ImportError:
+    from airflow import DAG
+    try:
+        from airflow.operators.bash import BashOperator
+    except ImportError:
+        from airflow.operators.bash_operator import BashOperator
+
+for name, every_s in (("short", 10), ("long", 5)):
+    schedule = "schedule_interval" if airflow.__version__ < "2" else "schedule"
+    dag = globals()[name] = DAG(
+        name, start_date=datetime.datetime(2020, 1, 1), catchup=False, max_active_runs=1,
+        default_args={"retries": 50, "retry_delay": datetime.timedelta(seconds=1)},
+        **{schedule: datetime.timedelta(seconds=every_s)})
+    BashOperator(task_id="task", dag=dag, bash_command=(
+        "PYTHON -S -E /mnt/task.py " + name + " '{{ dag_run.run_id }}' {{ ti.try_number }}"))
+"""
+
+# A line at its begin, four a second, one at its end: one that is killed just says no more.
+AIRFLOW_TASK = """\
+import os, sys, time
+
+dag, run, attempt = sys.argv[1:]
+journal = os.open("/mnt/journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+me = "{} {}".format(os.uname()[1], os.urandom(8).hex())
+
+def note(word):
+    line = "{:.2f} {} {} {} {} {}\\n".format(time.clock_gettime(7), me, dag, run, attempt, word)
+    os.write(journal, line.encode())
+
+note("begin")
+end = time.monotonic() + 1
+while time.monotonic() < end or dag == "long" and not os.path.exists("/mnt/let_go"):
+    time.sleep(0.25)
+    note("lives")
+note("end")
+"""
+
+
+class Execution:
+    """One execution of a task instance by its own account; times on clock()."""
+
+    def __init__(self, host, dag, run, attempt, began):
+        self.host, self.dag, self.run, self.attempt = host, dag, run, int(attempt)
+        self.began = self.last = began
+        self.ended = False
+
+    def __repr__(self):
+        return "{} {} try {} on {} from {:.2f} to {:.2f}{}".format(
+            self.dag, self.run, self.attempt, self.host, self.began, self.last,
+            "" if self.ended else " (no end)")
+
+
+def read_journal(path):
+    """All executions, in the order in which they began."""
+    found = collections.OrderedDict()
+    with contextlib.suppress(FileNotFoundError):
+        for line in read_file(path).splitlines():
+            time_s, host, key, dag, run, attempt, word = line.split()
+            one = found.setdefault(key, Execution(host, dag, run, attempt, float(time_s)))
+            one.last, one.ended = float(time_s), word == "end"
+    return list(found.values())
+
+
+class AirflowWatch(SchedulerWatch):
+    """Learns of real schedulers from the hosts' process lists, some ten times a second.
+
+    A life is that of a main process: one that was executed as `airflow scheduler`. What it forks
+    may have the very same words, also when it is left behind, but shares its stack's address. A
+    life ends when its process was last seen: so what is seen of two is no matter of delays.
+    """
+    LATE = 0.0
+    EVERY_S = 0.1
+
+    def __init__(self, hosts):
+        self.lives = []
+        self._hosts = hosts
+        self._images = set()   # (host, address of the stack) of all Lives
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self):
+        self._closed.set()
+        self._thread.join()
+
+    def _serve(self):
+        seen_at = clock()
+        while not self._closed.wait(self.EVERY_S):
+            before, seen_at = seen_at, clock()
+            self._look()
+            for life in self.alive():
+                if not process_lives(life.pid) or process_began(life.pid) != life.began:
+                    life.ended = max(before, life.began)
+
+    def _look(self):
+        hosts = {host_namespace(host.init): host.name for host in self._hosts() if host.init}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            host = hosts.get(host_namespace(entry))
+            if host and is_scheduler(command_words(entry)):
+                fields = process_fields(entry)
+                image = (host, fields[25]) if fields and fields[0] not in "ZX" else None
+                if image and image not in self._images:
+                    self._images.add(image)
+                    self.lives.append(Life(host, int(entry), process_began(entry) or clock()))
+
+
+def host_namespace(pid):
+    """What processes of one host have in common; None when it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/{}/ns/pid".format(pid))
+    return None
+
+
+def command_words(pid):
+    """The words of a process's command line, also where a title has taken their place."""
+    with contextlib.suppress(OSError):
+        return re.split(r"[\0\s]+", read_file("/proc/{}/cmdline".format(pid)))
+    return []
+
+
+def is_scheduler(words):
+    """Whether these are the words of a scheduler's main process (or of a fork of it)."""
+    if words and os.path.basename(words[0]).startswith("python"):
+        words = words[1:]
+    return (len(words) > 1 and os.path.basename(words[0]) == "airflow"
+            and words[1] == "scheduler" and words[2:3] not in (["-"], ["--"]))
+
+
+class AirflowCluster(Cluster):
+    """Hosts on which Airflow is installed."""
+
+    def _build(self):
+        self.programs = os.path.dirname(AIRFLOW_BIN)
+        super()._build()
+
+    def make_watch(self):
+        return AirflowWatch(self.hosts.values)
+
+
+class AirflowBench(FaultBench):
+    """Real schedulers under controllers on three hosts, on which faults are done."""
+    CLUSTER = AirflowCluster
+    SETTINGS = {"scheduler_restart_budget": "1000",
+                "heartbeat_timeout": None, "scheduler_restart_sleep_time": None,
+                "airflow_virtualenv": os.path.join(AIRFLOW_BIN, "activate")}
+    # Shorter than Airflow's own defaults, for a fault is over when the DAGs go on.
+    AIRFLOW = """\
+        [core]
+        executor = LocalExecutor
+        parallelism = 2
+        load_examples = False
+        dags_are_paused_at_creation = False
+        execution_api_server_url = http://web:8080/execution/
+        {core}
+        [database]
+        {database}
+        [scheduler]
+        min_file_process_interval = 5
+        parsing_processes = 1
+        max_threads = 1
+        orphaned_tasks_check_interval = 10
+        scheduler_zombie_task_threshold = 20
+        local_task_job_heartbeat_sec = 5
+        task_instance_heartbeat_timeout = 20
+        task_instance_heartbeat_sec = 5
+        [api]
+        secret_key = the same on all hosts
+        [workers]
+        execution_api_timeout = 60
+        [api_auth]
+        jwt_secret = the same on all hosts, long enough for a signature by SHA-512 to be safe.
+        [webserver]
+        secret_key = the same on all hosts
+        [scheduler_failover]
+        {own}"""
+    version = airflow_version() if AIRFLOW_BIN else (0, 0)
+    SERVER = PostgreSqlServer if version >= (3,) else MariaDbServer
+
+    def __init__(self):
+        self.booted_at, self._deaths = 0.0, []   # of schedulers before that boot
+        super().__init__()
+        try:
+            self._make_metastore()
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_metastore(self):
+        """Airflow's database, and what Airflow 3 needs beside the scheduler."""
+        self.server.create_database("airflow")
+        self.url = self.server.url_for("airflow", {MariaDbServer: "+pymysql",
+                                                   PostgreSqlServer: "+psycopg2"}[self.SERVER])
+        self.home = os.path.join(self.cluster.directory, "airflow")
+        os.makedirs(os.path.join(self.home, "dags"))
+        write_file(os.path.join(self.home, "airflow.cfg"), self.airflow_cfg({}))
+        write_file(os.path.join(self.home, "dags", "dags.py"), self.dags())
+        write_file(os.path.join(self.cluster.shared, "task.py"), AIRFLOW_TASK)
+        made = self.beside("initdb" if self.version < (2,) else "db migrate")
+        if made.process.wait(600):
+            raise AssertionError("no metastore:\n" + read_file(made.log)[-3000:])
+        if self.version >= (3,):
+            self.beside("dag-processor", for_ever=True)
+            serves = self.beside("api-server", for_ever=True)
+            wait_until(lambda: "startup complete" in read_file(serves.log), 600,
+                       lambda: "the API server serves: " + read_file(serves.log)[-3000:])
+
+    def beside(self, words, for_ever=False):
+        """Run `airflow ...` in the servers' network, again and again if it is to be for ever."""
+        log = os.path.join(self.home, words.replace(" ", "-") + ".log")
+        write_file(log, "")
+        command = "export AIRFLOW_HOME={0}; cd {0}; exec >>{1} 2>&1; . {2}/activate; airflow {3}"
+        command = command.format(self.home, log, AIRFLOW_BIN, words)
+        if for_ever:
+            command += "; while sleep 1; do airflow {}; done".format(words)
+        keeper = self.cluster.servers.call(
+            Keeper, "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", command)
+        self.cluster.on_close(keeper.end)
+        keeper.log = log
+        return keeper
+
+    def dags(self):
+        return AIRFLOW_DAGS.replace("PYTHON", HOST_PYTHON)
+
+    def airflow_cfg(self, settings):
+        """airflow.cfg of a host, with the settings of asfc."""
+        connection = "sql_alchemy_conn = " + self.url.replace("%", "%%")
+        keys = collections.OrderedDict(SETTINGS, **settings)
+        own = "".join("{} = {}\n".format(*item) for item in keys.items() if item[1] is not None)
+        old = self.version < (2,)
+        return textwrap.dedent(self.AIRFLOW).format(
+            core=connection if old else "", database="" if old else connection,
+            own=own)
+
+    def configure(self, host, url=None, **settings):
+        host.write("airflow/airflow.cfg", self.airflow_cfg(settings))
+
+    def boot(self, settings):
+        """New hosts and new metadata of asfc's; Airflow's own is kept."""
+        self.settings = None
+        self.cluster.heal()
+        self._deaths += [life.ended or clock() for life in self.cluster.watch.lives]
+        self.cluster.fresh()
+        self.booted_at = clock()
+        self.server.sql("DROP TABLE IF EXISTS asfc_metadata;", "airflow")
+        self.controllers, self._ever = {}, []
+        for host in self.cluster:
+            host.remove("bin/airflow")
+            host.write("airflow/dags/dags.py", self.dags())
+            self.configure(host, **settings)
+        self._begin()
+        self.settings = settings
+        self.start_controllers()
+        self.wait_for_calm()
+
+    def run_asfc(self, *arguments):
+        """What a verb of asfc says on a host, in order."""
+        done = self.cluster["a"].run([HOST_PYTHON, Host.HOME + "/asfc.py"] + list(arguments))
+        if done.returncode:
+            raise AssertionError("asfc.py {}: {}".format(arguments, done.stderr))
+        return done.stdout
+
+    def start_by_hand(self, name):
+        return self.cluster[name].start_process(
+            ["bash", "-c", ". {}/activate && exec airflow scheduler".format(AIRFLOW_BIN)])
+
+    def deaths(self):
+        """When schedulers died, since the beginning."""
+        return self._deaths + [one.ended for one in self.cluster.watch.lives if one.ended]
+
+    def said(self, controller):
+        """How much a controller had said when the fault began."""
+        return self._said.get(id(controller), 0)
+
+    def hang(self):
+        """SIGSTOP of the scheduler, once it is no new one."""
+        self.let_pass(self.scheduler.began + 36 - clock())
+        hang(self)
+
+    # -- what Airflow does
+
+    def executions(self):
+        return read_journal(os.path.join(self.cluster.shared, "journal"))
+
+    def wait_for_calm(self, timeout_s=240):
+        """As ever, and the DAGs go on under the scheduler that runs now."""
+        super().wait_for_calm(timeout_s)
+        since = self.cluster.watch.alive()[0].began
+        wait_until(lambda: self.a_run_succeeded(since), timeout_s, "a run of the short DAG")
+        self.wait_for_task()
+
+    def a_run_succeeded(self, since):
+        time.sleep(0.2)
+        done = [one.run for one in self.executions()
+                if one.dag == "short" and one.ended and one.began > since]
+        return any("success" in self.rows("state", run, "short") for run in done[:3])
+
+    def wait_for_task(self, timeout_s=240):
+        """Wait until the long task is under way below the scheduler; returns its Execution."""
+        def under_way():
+            time.sleep(0.2)
+            alive = self.cluster.watch.alive()
+            return next((one for one in self.executions() if one.dag == "long" and not one.ended
+                         and clock() - one.last < 1 and one.host == alive[0].host
+                         and one.began > alive[0].began), None)
+        return wait_until(under_way, timeout_s, lambda: "a long task under way: {}".format(
+            self.executions()[-4:]))
+
+    def let_long_task_end(self):
+        """Have the long task end well, and wait until Airflow knows it, and for the next one."""
+        let_go = os.path.join(self.cluster.shared, "let_go")
+        run = self.wait_for_task().run
+        write_file(let_go, "")
+        try:
+            wait_until(lambda: time.sleep(0.3) or "success" in self.rows("state", run), 240,
+                       lambda: "the success of {}: {}".format(run, self.rows("*", run)))
+        finally:
+            os.unlink(let_go)
+        self.wait_for_task()
+
+    def rows(self, columns, run=None, dag="long"):
+        """Airflow's rows of all runs, or of one, as texts."""
+        where = " WHERE dag_id = '{}' AND run_id = '{}'".format(dag, run) if run else ""
+        return self.sql("SELECT {} FROM dag_run{};".format(columns, where)).replace(
+            "|", "\t").splitlines()
+
+    def sql(self, text):
+        return self.server.sql(text, "airflow")
+
+    # -- what must hold
+
+    def _problems(self, fault):
+        return super()._problems(fault) + self.remnants() + self.misdeeds()
+
+    def remnants(self):
+        """What Airflow has left on hosts beside the scheduler that runs, and what that started."""
+        problems = []
+        for host in self.cluster:
+            mains = [life.began for life in self.cluster.watch.alive() if life.host == host.name]
+            for pid in processes_beside(host.init):
+                words, began = " ".join(command_words(pid)), process_began(pid)
+                if process_lives(pid) and not any(began >= main for main in mains) and re.search(
+                        r"^(\[ready\] )?gunicorn|^airflow |^\S*python\S* {}/|/mnt/task.py".format(
+                            re.escape(AIRFLOW_BIN)), words):
+                    problems.append("left behind on {}: {} {}".format(host.name, pid, words))
+        return problems
+
+    def misdeeds(self):
+        """Two executions of one task instance at a time; one that outlives its scheduler."""
+        problems, before = [], {}
+        births = sorted(life.began for life in self.cluster.watch.lives)
+        for one in self.executions():
+            if one.began < self.booted_at:
+                continue
+            other = before.get((one.dag, one.run))
+            if other and other.last > one.began:
+                problems.append("at the same time: {} and {}".format(other, one))
+            before[one.dag, one.run] = one
+            deaths = [life.ended for life in self.cluster.watch.lives if life.host == one.host
+                      and life.began < one.began < (life.ended or 0)]
+            late = [began for began in births if deaths and deaths[0] < began < one.last]
+            if late:
+                problems.append("{} though a scheduler began at {:.2f}".format(one, late[0]))
+        return problems
+
+
+def one_controller_after_the_other(bench):
+    """The active one is stopped, the next one killed, then all are upgraded, one by one."""
+    active = bench.active
+    bench.stop_controllers(active)
+    second = bench.wait_for_active([name for name in bench.cluster.hosts if name != active], 30)[0]
+    bench.start_controllers()
+    bench.wait_for_calm()
+    bench.kill_controllers(second.holder)
+    bench.wait_for_active([name for name in bench.cluster.hosts if name != second.holder], 60)
+    bench.start_controllers()
+    bench.wait_for_calm()
+    bench.active = bench.cluster_record().holder
+    upgrade_one_by_one(bench)
+
+
+def stop_with_a_task_under_way(bench):
+    """Nobody knows of the first scheduler any more, and a second one stands before it in the list:
+    that one is kept, and asfc stops the first, which waits for its task."""
+    bench.stop_controllers(*bench.cluster.hosts)
+    names = sorted(bench.cluster.hosts, key=lambda name: name == bench.node)
+    for host in bench.cluster:
+        bench.configure(host, **dict(bench.settings, scheduler_nodes_in_cluster=", ".join(names)))
+    bench.run_asfc("clear_metadata")
+    bench.start_by_hand(names[0])
+    wait_until(lambda: len(bench.cluster.watch.alive()) == 2, 30, "a second scheduler")
+    bench.start_controllers()
+    wait_until(lambda: bench.scheduler.ended, 120, "the end of the first")
+
+
+def freeze_database(bench):
+    """It hangs with its connections open, as a hung scheduler would seem; it is not one."""
+    bench.break_database("freeze", 60)
+    bench.wait_for_calm()
+    told = bench.run_asfc("history")
+    for one in bench.controllers.values():
+        told += one.output()[bench.said(one):]
+    if "hung" in told or "starting the scheduler" in told:
+        raise AssertionError("a hung database is no hung scheduler: " + told)
+    if "the metadata service failed" not in told:
+        raise AssertionError("nothing is said of the database: " + told)
+
+
+ANY_ROLES = tuple(range(100))   # how often the active role changes hands is no matter
+
+
+def airflow_faults():
+    """What is done to real schedulers; each time a task is under way."""
+    slow_s = 15   # of a machine with two cores, where much is started at the same time
+    metadata_s, threshold_s, lost_node_s = 3, 30, 55   # by the default times
+    dead_s = POLL_S + 2 * QUERY_S + metadata_s + START_S + slow_s
+    yield Fault("SIGKILL of the scheduler", AirflowBench.kill_scheduler, dead_s)
+    yield Fault("SIGSTOP of the scheduler", AirflowBench.hang,
+                threshold_s + 5 + POLL_S + QUERY_S + STOP_S + START_S + slow_s)
+    yield Fault("power-off of the scheduler's node", lambda bench: bench.power_off(bench.node),
+                lost_node_s + START_S + slow_s, roles=(0, 1))
+    yield Fault("the database is down for 30 s", lambda bench: bench.break_database("stop", 30),
+                dead_s, roles=ANY_ROLES, lives=None)
+    yield Fault("change, restart and upgrade of all controllers", one_controller_after_the_other,
+                roles=ANY_ROLES)
+    yield Fault("stop of the scheduler with a task under way", stop_with_a_task_under_way, 120,
+                roles=ANY_ROLES, overlap_s=600)
+    yield Fault("the database is frozen for 60 s, on_metadata_loss = keep", freeze_database,
+                roles=ANY_ROLES, on_metadata_loss="keep")
+
+
+# -- the soak
+
+
+def soaking(name, do, **fields):
+    """A fault of the soak: how long it takes is not measured there, nor what it leads to."""
+    return Fault(name, do, bound_s=600, roles=ANY_ROLES, lives=None, **fields)
+
+
+def random_airflow_fault(chance):
+    """One of the faults of the soak, and how long it lasts."""
+    seconds = chance.uniform(1, 25)
+    role = chance.choice(["active", "node", "third"])
+    how, way = chance.choice(["silent", "icmp"]), chance.choice(["both", "out", "in"])
+    targets = chance.choice(["database", "peers", "both"])
+    broken = chance.choice(["stop", "kill", "freeze"])
+
+    def who(bench):
+        return getattr(bench, role)
+    return chance.choice([
+        soaking("SIGKILL of the scheduler", AirflowBench.kill_scheduler),
+        soaking("SIGSTOP of the scheduler", lambda bench: bench.freeze([bench.scheduler.pid]),
+                for_s=3 * seconds),
+        soaking("power-off of {}".format(role), lambda bench: bench.power_off(who(bench)),
+                for_s=2 * seconds),
+        soaking("SIGKILL of the controller of {}".format(role),
+                lambda bench: bench.kill_controllers(who(bench)), for_s=seconds),
+        soaking("SIGSTOP of the controller of {}".format(role),
+                lambda bench: bench.freeze_controllers(who(bench)), for_s=seconds),
+        soaking("orderly stop of the controller of {}".format(role),
+                lambda bench: bench.stop_controllers(who(bench)), for_s=seconds),
+        soaking("{} cut off from {}, {} {}".format(role, targets, how, way),
+                lambda bench: bench.cut(who(bench), targets, how, way), for_s=2 * seconds),
+        soaking("{} of the database for {:.0f} s".format(broken, seconds),
+                lambda bench: bench.break_database(broken, seconds))])
+
+
+class AirflowSoak:
+    """Random faults on real schedulers; in the end Airflow's rows must agree with the journal."""
+    FOR_S = 900
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.bench = AirflowBench()
+        self.faults = []   # (name, from, to) of what was done
+        self.failed = 0
+
+    def run(self):
+        print(Outcome.HEADER, flush=True)
+        until = clock() + self.FOR_S
+        while clock() < until:
+            fault, began = random_airflow_fault(self.chance), clock()
+            outcome = self.bench.run(fault)
+            self.faults.append((fault.name, began, clock()))
+            self.failed += bool(outcome.problems)
+            print(outcome, *(outcome.problems + [outcome.story] * bool(outcome.problems)),
+                  sep="\n    ", flush=True)
+            if not outcome.problems:
+                self.bench.let_long_task_end()
+        problems = self.bench.misdeeds() + self.needless_tries() + self.lost_runs()
+        print(*problems, sep="\n")
+        print("{} executions of tasks, {} faults, {} of them failed, {} problems".format(
+            len(self.bench.executions()), len(self.faults), self.failed, len(problems)))
+        return 1 if self.failed or problems else 0
+
+    def needless_tries(self):
+        """Executions of what was executed before, with neither a scheduler's death nor an outage of
+        the database between the two."""
+        problems, before = [], {}
+        outages = [began for name, began, _ in self.faults if "database" in name]
+        for one in self.bench.executions():
+            other, before[one.dag, one.run] = before.get((one.dag, one.run)), one
+            if other and not any(other.began < time_s < one.began
+                                 for time_s in outages + self.bench.deaths()):
+                problems.append("without need: {} after {}".format(one, other))
+        return problems
+
+    def lost_runs(self):
+        """Runs that Airflow knows and that did not come to their end, in its view or their own."""
+        ended = {(one.dag, one.run) for one in self.bench.executions() if one.ended}
+        rows = [row.split() for row in self.bench.rows("dag_id, run_id, state")]
+        lost = [row for row in rows if row[2] != "running" and
+                (row[2] != "success" or tuple(row[:2]) not in ended)]
+        unknown = ended - {tuple(row[:2]) for row in rows}
+        return ["lost: {}".format(row) for row in lost + sorted(unknown)] + (
+            [] if rows else ["Airflow knows no run"])
+
+
+def soak_airflow():
+    """`soak airflow`: as `tox -e airflow2 -- soak airflow` runs it, 15 minutes."""
+    require("Airflow in ASFC_AIRFLOW", AIRFLOW_BIN)
+    end_in_order_on_sigterm()
+    seed = int(time.time())
+    print("Airflow", AirflowBench.version, "seed", seed)
+    soak = AirflowSoak(seed)
+    try:
+        return soak.run()
+    finally:
+        soak.bench.close()
+
+
+class RealAirflow(FaultTests):
+    """One test for each row of the table, on one cluster, in this order."""
+    BENCH, CLUSTERS = AirflowBench, 1
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        print("tested by Airflow", ".".join(map(str, AirflowBench.version)), flush=True)
+
+
+if AIRFLOW_BIN:
+    RealAirflow.add(airflow_faults())
 
 
 ###############################################################################
@@ -14761,7 +15361,8 @@ def soak_quiet_week():
 
 
 SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_faults,
-         "quiet": soak_quiet, "simulation": soak_simulation, "quiet-week": soak_quiet_week}
+         "airflow": soak_airflow, "quiet": soak_quiet, "simulation": soak_simulation,
+         "quiet-week": soak_quiet_week}
 
 
 class ResultThatTells(unittest.TextTestResult):
