@@ -7258,7 +7258,7 @@ class FailoverController:
         self._count_round(decision, seen)
         waits = decision.sentence.startswith("waiting")
         if waits and not self._waits:
-            self._post("waiting", decision.sentence, decision.why)   # once: its numbers change each turn
+            self._post("waiting", decision.sentence, decision.why)   # once: its numbers change
         self._waits = waits
         if decision.attempt_over == "failed":
             self._post("start_failed", decision.sentence)
@@ -9016,8 +9016,8 @@ def verb_clear_metadata(world: World, arguments: Any) -> int:
                                                     record.heartbeat_at))
     metadata.clear()
     if record:
-        note_in_history(world, configuration, metadata, record, "cleared", "the metadata was cleared",
-                        "by " + person(world))
+        note_in_history(world, configuration, metadata, record, "cleared",
+                        "the metadata was cleared", "by " + person(world))
     print("The metadata is cleared." if found else "There was no metadata.")
     return 0
 
