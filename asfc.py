@@ -5455,7 +5455,8 @@ class Lease:
         record = ClusterRecord.from_text(found.value) if found else None
         version = found.version if found else None
         self._outcome_unknown = False
-        if version != self._version or not self._looked:
+        # After a restore another record may have come to the version that was known.
+        if (version, record) != (self._version, self.record) or not self._looked:
             self._seen_at, self._changed = now, self._looked
         if not self._looked:
             self._world.wake("turn")

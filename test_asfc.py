@@ -6331,6 +6331,18 @@ class LeaseTest(unittest.TestCase):
             standby.beat()
             self.assertEqual(standby.active, expected)
 
+    def test_another_record_that_has_come_to_the_version_that_was_known_is_given_h(self):
+        """After a restore and a takeover; the holder before was frozen all the time."""
+        first = self.active("a")
+        self.bench.time += 40
+        found = self.bench.records["cluster"]
+        record = self.bench.cluster()._replace(holder="b", instance="other", term=2)
+        self.bench.records["cluster"] = found._replace(value=record.to_text())
+        for seconds, expected in ((0, False), (29, False), (2, True)):
+            self.bench.time += seconds
+            self.look(first)
+            self.assertEqual(first.active, expected)
+
     def test_a_record_that_was_restored_from_a_backup_is_taken_only_after_h(self):
         for name in ("a", ""):   # one that names this node, and one that nobody holds
             with self.subTest(holder=name):
