@@ -1023,8 +1023,8 @@ OPTIONS: Tuple[Option, ...] = (
     Option("query_timeout", "5", *_seconds(0.5, 60),
            help="How long a node may take to say whether a scheduler runs there."),
     Option("scheduler_start_timeout", "90", *_seconds(1, 3600),
-           help="How long a start command may run before it is ended, and how long a scheduler that "
-           "was started may live without a first heartbeat."),
+           help="How long a start command may run before it is ended, and how long a scheduler "
+           "that was started may live without a first heartbeat."),
     Option("scheduler_stop_wait_time", "10", *_seconds(0, 600),
            help="asfc's own stop waits so long after SIGTERM, and again after a second one, before "
            "SIGKILL."),
