@@ -4524,6 +4524,7 @@ class NodeRecords:
         self._events: List[HistoryEvent] = []   # that wait to be written
         self._events_mutex = world.mutex()      # several loops post them
         self._sent_events = 0
+        self._news_after = float("-inf")
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
         self._status: Optional[StatusRecord] = None   # what is to be read there; None: not active
         self._status_read: Tuple[Optional[int], Optional[StatusRecord]] = (None, None)
@@ -4538,7 +4539,8 @@ class NodeRecords:
         """What is to be written beside the heartbeat: the own record, and news for the history."""
         found: List[Write] = []
         self._sent_events = 0
-        if self._read and not self.unknown and self._events:
+        takes_news = self._read and not self.unknown and self._world.now() >= self._news_after
+        if takes_news and self._events:
             waiting = self._events
             self._sent_events = len(waiting)
             events = self._history[1] + waiting
@@ -4553,7 +4555,7 @@ class NodeRecords:
             found.append(Write(self._own, record.to_text(), self._version))
         version, written = self._status_read
         status = self._status   # the turn's loop may replace it meanwhile
-        if status and self._read and not self.unknown \
+        if status and takes_news \
                 and (written is None or written._replace(since=status.since) != status):
             found.append(Write(STATUS, status.to_text(), version))
         return found
@@ -4574,8 +4576,14 @@ class NodeRecords:
         return True
 
     def failed(self, writes: Sequence[Write]) -> None:
-        """The exchange brought no answer: what became of its writes has to be read."""
+        """The exchange brought no answer: what became of its writes has to be read.
+
+        News that went with it may have been the reason, a row that another session has locked: the
+        next heartbeats go without, or none would ever be confirmed.
+        """
         self.unknown = self.unknown or bool(writes)
+        if any(write.name in (HISTORY, STATUS) for write in writes):
+            self._news_after = self._world.now() + self._configuration.heartbeat_timeout / 2
 
     def answered(self, writes: Sequence[Write], won: Sequence[bool],
                  records: Mapping[str, Record]) -> None:

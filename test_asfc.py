@@ -6882,6 +6882,7 @@ class NodeRecordsTest(unittest.TestCase):
         self.bench.fail = ""
         b.nodes.post("running", event._replace(what="second"))
         b.beat(), a.beat(), b.beat(), a.beat()
+        self.bench.time += 15
         for number in range(300):
             a.nodes.post("running", event._replace(what=str(number)))
         a.beat()
@@ -6892,6 +6893,30 @@ class NodeRecordsTest(unittest.TestCase):
             a.nodes.post("running", event._replace(what="long", why=str(number) * 2000))
         a.beat()
         self.assertLess(len(self.bench.records["history"].value), 1.2 * asfc.HISTORY_SIZE)
+
+    def test_a_history_that_can_not_be_written_stops_no_heartbeat(self):
+        a = self.bench.controller("a")
+        a.beat(), a.beat()
+        exchange = self.bench.exchange
+
+        def with_a_locked_row(writes=()):
+            if any(write.name == "history" for write in writes):
+                raise asfc.MetadataError("another process has kept it locked for too long")
+            return exchange(writes)
+        self.bench.exchange = with_a_locked_row
+        a.nodes.post("running", asfc.HistoryEvent("now", "a", 1, 0, "an event"))
+        a.expect_work(100)
+        longest = 0.0
+        for _ in range(60):
+            self.bench.time += 1
+            a.beat()
+            longest = max(longest, a.renewal_age_s())
+        self.assertTrue(a.active)
+        self.assertLess(longest, 5)
+        self.bench.exchange = exchange
+        self.bench.time += 15
+        a.beat()
+        self.assertIn("an event", self.bench.records["history"].value)
 
     def test_the_active_ones_sentence_is_written_when_it_is_new_and_hurts_no_heartbeat(self):
         a, b = self.bench.controller("a"), self.bench.controller("b")
@@ -6913,7 +6938,9 @@ class NodeRecordsTest(unittest.TestCase):
             self.bench.fail = fail
             a.beat()
             self.bench.fail = ""
-            a.beat(), a.beat()
+            a.beat()
+            self.bench.time += 15
+            a.beat()
             self.assertEqual(written(), (2, "second"))
         a.nodes.say(said("taken back"))
         a.nodes.say(None)
