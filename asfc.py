@@ -7080,26 +7080,23 @@ class FailoverController:
         self._reload_asked = False
         self._remark = ""                    # of the last reload, for the status
         self.sentence = ""                   # of the last turn that had something new to say
-        self._sentence_since = ""            # UTC text
-        self._why = ""                       # the facts behind it
-        self._waits = False                  # whether the last decision was to wait
+        self._since = self._why = ""         # of that sentence: UTC text, the facts behind it
         self._unanswered: Dict[str, str] = {}   # nodes without a clear answer, and why
         self._turns_at_once = 0
         self._attempt: Optional[Attempt] = None
         self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
         self._cleaned: Set[Tuple[str, Pair]] = set()
         self._strangers: Set[Tuple[str, int, int]] = set()
-        self._was_active = False
+        self._was_active = self._alerted = False
         self._home: Optional[str] = None     # where the scheduler was last known to run well
         self._failed_rounds = 0
-        self._alerted = False
         self._last_check = ""                # the last words of checks and starts, for alerts
         self._life = SignsOfLife(
             world, configuration, nodes, self.lease, self.records, self.jobs)
         self._raises = 0                     # of the term, in this reign
         self._reports: Dict[str, NodeReport] = {}      # as of the last observation
         self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
-        self._runs = False                   # whether the scheduler ran at the last turn
+        self._runs = self._waits = False     # at the last turn: the scheduler ran; it was waited
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
         self._back: Set[str] = set()         # nodes that were left too early, to be listed again
 
@@ -7563,10 +7560,10 @@ class FailoverController:
         self._log.log(logging.DEBUG if sentence == self.sentence else level, sentence)
         if sentence != self.sentence:
             self.manager.tell("", sentence + self._remark)
-            self._sentence_since = self._world.utc_text()
-        self.sentence, record = sentence, self.lease.record
+            self.sentence, self._since = sentence, self._world.utc_text()
+        record = self.lease.record
         self.records.say(StatusRecord.bounded(
-            self._configuration.node_name, record.term, self._sentence_since, sentence,
+            self._configuration.node_name, record.term, self._since, sentence,
             self._unanswered) if record and self.lease.active else None)
 
     def _count_round(self, decision: Decision, seen: Observation) -> None:

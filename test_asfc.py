@@ -14083,7 +14083,7 @@ class StatusBench:
             node, term, self.text_of(0), sentence, unanswered).to_text())
 
 
-class StatusTest(unittest.TestCase):
+class ClusterStatusTest(unittest.TestCase):
     SILENT = "[abc]: its controller is silent, its last record is .* old: "
     # What is done to a healthy cluster, the level, and what the problems are.
     CASES = {
