@@ -13430,9 +13430,12 @@ def stop_with_a_task_under_way(bench):
 
 def freeze_database(bench):
     """It hangs with its connections open, as a hung scheduler would seem; it is not one."""
+    before = bench.run_asfc("history")
     bench.break_database("freeze", 60)
     bench.wait_for_calm()
-    told = bench.run_asfc("history")
+    told = bench.run_asfc("history")[len(before):]
+    if "the metadata service did not answer for" not in told:
+        raise AssertionError("the history says nothing of the database: " + told)
     for one in bench.controllers.values():
         told += one.output()[bench.said(one):]
     if "hung" in told or "starting the scheduler" in told:
