@@ -7889,8 +7889,8 @@ class DecisionTest(unittest.TestCase):
             observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=89.0), "",
             "watching whether it lives on"),
         "hung before its first heartbeat": (
-            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0), "stop a",
-            "hung"),
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0),
+            "stop a; failed", "hung"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
         "silent for W: the move begins after one query without an answer": (
