@@ -7916,8 +7916,8 @@ class DecisionTest(unittest.TestCase):
             observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=89.0), "",
             "watching whether it lives on"),
         "hung before its first heartbeat": (
-            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0), "stop a",
-            "hung"),
+            observed("a", {"a": "running"}, health=STUCK, attempt=SEEN, alive_s=91.0),
+            "stop a; failed", "hung"),
         "started, and not yet sure": (
             observed("a", {"a": "running"}, attempt=SEEN), "", "watching whether it lives on"),
         "silent for W: the move begins after one query without an answer": (
@@ -13457,9 +13457,12 @@ def stop_with_a_task_under_way(bench):
 
 def freeze_database(bench):
     """It hangs with its connections open, as a hung scheduler would seem; it is not one."""
+    before = bench.run_asfc("history")
     bench.break_database("freeze", 60)
     bench.wait_for_calm()
-    told = bench.run_asfc("history")
+    told = bench.run_asfc("history")[len(before):]
+    if "the metadata service did not answer for" not in told:
+        raise AssertionError("the history says nothing of the database: " + told)
     for one in bench.controllers.values():
         told += one.output()[bench.said(one):]
     if "hung" in told or "starting the scheduler" in told:
