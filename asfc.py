@@ -53,7 +53,13 @@ The protections
     takes the promise back first; old metadata raises the term; all nodes are possible after
     clear; cluster id in the gate; node name in the gate; no stamp of a successor; silence
     outlasts a slow clock; release on an overdue main loop; standing back when nothing can be
-    asked; local guard; veto of the job table.
+    asked; a passed deadline is dealt with before the next write; the gate is raised before the
+    next write; the try is for a node that is still possible; a node that comes back at the last
+    moment is possible again; a late process has its time to appear; every start takes a new move;
+    instance in the gate; a record speaks only while it is fresh; a record whose version fell
+    promises nothing; a lease that ran out is read before it is written; the holder, too, is given
+    time after an outage; a scheduler that is seen makes its node possible; local guard; veto of the
+    job table.
 
 The order of this file
     errors, the door to the world, configuration, values, metadata services, nodes, fencing itself,
@@ -5357,9 +5363,7 @@ class Lease:
     def _beat(self) -> None:
         if self.ended:
             return
-        # The version that was known before a long stop may, after a restore, be another record's.
-        ran_out = self.active and not self.leaving and not self.may_act()
-        if self._outcome_unknown or ran_out or self.nodes and (
+        if self._outcome_unknown or self._ran_out() or self.nodes and (
                 self.nodes.unknown or self.nodes.fence.has_chance()):
             self._take_in(self._read())
         if self.nodes and self.nodes.fence.has_chance() and not self._is_possible_here():
@@ -5370,6 +5374,11 @@ class Lease:
             self._renew()
         else:
             self._watch()
+
+    def _ran_out(self) -> bool:
+        """Whether the record has to be read before it is written: the version that was known before
+        a long stop may, after a restore, be another record's."""
+        return self.active and not self.leaving and not self.may_act()
 
     def _is_possible_here(self) -> bool:
         """Whether a scheduler may run on this node; where nobody has said, on all."""

@@ -8198,6 +8198,10 @@ class Trap:
         self.point, self.freeze_s = point, freeze_s
 
 
+def always(value):
+    return lambda *_, **__: value
+
+
 class Script:
     """A request that a host carries out, step by step. A timer there kills it at its limit."""
     PIDS = 10000
@@ -8317,8 +8321,9 @@ class SimulatedNode(NodeModel):
         super().signal(process, number)
 
     def _stop(self, request, lines):
+        """What a service manager starts later, as by `systemctl start --no-block`, is not seen."""
         if not request.keep:
-            self.pending, self.strays = [], []
+            self.strays = []
         yield from super()._stop(request, lines)
 
 
@@ -8329,6 +8334,7 @@ class SimulatedHost:
         self.simulation, self.clock, self.name, self.rate = simulation, simulation.clock, name, rate
         self.boot, self.booted_at = 0, self.clock.time - simulation.random.uniform(100, 9000)
         self.on, self.suspended_until = True, 0.0
+        self.unplugged = False            # as long as a person looks after that
         self.world = self.configuration = None
         self.traps, self.script_traps, self.scripts = [], [], []
         self.last_script = 0
@@ -8831,7 +8837,7 @@ class Simulation(VirtualCluster):
 
     def power_on(self, name):
         host = self.hosts[name]
-        if host.on:
+        if host.on or host.unplugged:
             return
         self.tell("the host {} is switched on".format(name))
         host.on, host.boot, host.booted_at = True, host.boot + 1, self.clock.time - 5.0
@@ -9429,6 +9435,34 @@ def power(simulation):
     simulation.later(simulation.random.choice((5, 15, 40)), simulation.power_on, name)
 
 
+class Person:
+    """Looks whether a host is off, as `confirm_dead` does by a query."""
+
+    def __init__(self, simulation):
+        self.simulation = simulation
+
+    def look(self, names):
+        return {name: report_of(name, "stopped" if self.simulation.hosts[name].on else "silent")
+                for name in names}
+
+
+@fault
+def off_and_confirmed(simulation):
+    """A host loses power, a person vouches that it is off, and later it is switched on again."""
+    name = pick(simulation)
+    host = next(host for host in simulation.hosts.values() if host.name != name)
+    simulation.power_off(name)
+    simulation.later(simulation.random.choice((15, 40)), simulation.power_on, name)
+    simulation.hosts[name].unplugged = True   # an earlier fault or fence_command may switch it on
+    simulation.wait(simulation.random.choice((1, 6)))
+    with contextlib.suppress(asfc.RefusedError), contextlib.redirect_stdout(io.StringIO()):
+        asfc.confirm_dead(SimulatedWorld(host), host.configuration,
+                          MetadataAtOnce(simulation.metadata), Person(simulation), name, True)
+        simulation.count["words of a person"] += 1
+        simulation.tell("a person has confirmed that {} is off".format(name))
+    simulation.hosts[name].unplugged = False
+
+
 @fault
 def cut(simulation):
     """One host is cut off: from its peers, the metadata or both; one way or both."""
@@ -9534,6 +9568,43 @@ def late_start_and_cut(simulation):
         scheduler_dies(simulation)
         simulation.later(simulation.random.uniform(3, 5), cut_off, simulation, host.name, "both",
                          40)
+
+
+def hold(simulation, verb, name):
+    """Have the next such command wait in a node's sshd.
+
+    Returns the list of what waits, and what has it carried out.
+    """
+    held, send, released = [], simulation.send_away, []
+
+    def send_away(world, command, call):
+        request = command.request
+        if not held and not released and (request.verb, request.node) == (verb, name):
+            held.append(command)
+        else:
+            send(world, command, call)
+
+    def release():
+        released.append(True)
+        host = simulation.hosts[name]
+        for command in held:
+            simulation.tell("the {} that waited on {} is carried out".format(verb, name))
+            host.call(0.0, functools.partial(Script, host, command.request,
+                                             command.timeout_s + 0.5, always(None)))
+    simulation.send_away = send_away
+    return held, release
+
+
+@fault
+def start_waits_in_a_cut(simulation):
+    """A start waits in the sshd of a host that is cut off from all, and is carried out there."""
+    Mix.part(simulation)
+    for host in simulation.alive_on()[:1]:
+        _, release = hold(simulation, "start", host.name)
+        host.die(0)
+        simulation.wait(4.5)
+        cut_off(simulation, host.name, "both", 30, "both ways")
+        simulation.later(simulation.random.uniform(12, 25), release)
 
 
 @fault
@@ -9688,7 +9759,7 @@ class Mix:
     def prepare(self, simulation):
         """Draw the hosts, their clocks and their settings."""
         rng = simulation.random
-        simulation.names = rng.choice((("a", "b", "c"),) * 4 + (("a", "b"), tuple("abcde")))
+        simulation.names = self.draw_names(rng)
         common = self.draw_settings(rng)
         simulation.stop_wait_s = common["scheduler_stop_wait_time"]
         for name in simulation.names:
@@ -9708,6 +9779,10 @@ class Mix:
         simulation.has_jobs = self.happens(rng, "jobs")
         if self.happens(rng, "odd_starts"):
             simulation.start_kinds = ("normal", "slow", "broken", "crashing", "late")
+
+    @staticmethod
+    def draw_names(rng):
+        return rng.choice((("a", "b", "c"),) * 4 + (("a", "b"), tuple("abcde")))
 
     @staticmethod
     def part(simulation):
@@ -9782,8 +9857,9 @@ def base_configuration():
 
 
 ALWAYS = "takeovers, accepted starts"
+NOT_UNIFORM = {"metadata_restored", "off_and_confirmed", "start_waits_in_a_cut"}
 MIXES = {mix.name: mix for mix in (
-    Mix("uniform", " ".join(sorted(set(FAULTS) - {"metadata_restored"})),
+    Mix("uniform", " ".join(sorted(set(FAULTS) - NOT_UNIFORM)),
         ALWAYS + ", silences that proved, signals by the fence, late queries, clears, pauses, "
         "starts refused by the gate, links cut one way, upgrades, slow start commands, "
         "exchanges with read-only metadata, writes to a full disk, wall clocks that jumped"),
@@ -9793,10 +9869,11 @@ MIXES = {mix.name: mix for mix in (
     Mix("late-ssh", "ssh_late ssh_late stops_late stops_late starts_late starts_late replies_lost "
         "scheduler_dies node_is_broken freeze_active kill_active cut",
         ALWAYS + ", late starts, late stops, starts refused by the gate, replies of nodes lost"),
-    Mix("cut-and-move", "cut cut_scheduler cut_scheduler starts_late starts_go_wrong "
-        "scheduler_dies metadata_away", ALWAYS + ", silences that proved, signals by the fence, "
+    Mix("cut-and-move", "cut cut_scheduler cut_scheduler starts_late start_waits_in_a_cut "
+        "start_waits_in_a_cut starts_go_wrong scheduler_dies metadata_away", ALWAYS +
+        ", silences that proved, signals by the fence, "
         "starts refused by the deadline, links cut one way, SIGTERMs ignored, "
-        "deaths that left remnants", fence_command=0.05),
+        "deaths that left remnants", fence_command=0.0),
     Mix("ssh-broken", "cut_peers cut_peers node_is_broken scheduler_dies kill_active replies_lost",
         ALWAYS + ", records that proved", (3, 7), (5, 20), budget=1, fence_command=0.0, apart=1.0),
     Mix("restore", "metadata_saved metadata_saved metadata_restored metadata_restored "
@@ -9819,8 +9896,8 @@ MIXES = {mix.name: mix for mix in (
         ALWAYS + ", replies of the metadata lost, signals by the fence, wall clocks that jumped, "
         "exchanges with read-only metadata, writes to a full disk, links cut one way"),
     Mix("power", "power power suspend suspend scheduler_dies cut_scheduler node_is_broken "
-        "starts_late", ALWAYS + ", hosts fenced by command, silences that proved",
-        fence_command=0.6),
+        "starts_late off_and_confirmed off_and_confirmed", ALWAYS + ", hosts fenced by command, "
+        "silences that proved, words of a person", fence_command=0.5, no_promise=0.2),
 )}
 MIXES["restart-and-cut"] = Mix(
     "restart-and-cut", "restart_and_cut restart_and_cut kill_active", ALWAYS, (1, 3),
@@ -9835,8 +9912,9 @@ MIXES["cut-alone"] = Mix("cut-alone", "cut_scheduler", ALWAYS + ", silences that
 MIXES["claim-race"] = Mix("claim-race", "kill_active_slowly", "takeovers, controllers killed",
                           (2, 4), (10, 20))
 MIXES["slow-start-and-cut"] = Mix(
-    "slow-start-and-cut", "slow_start_and_cut", ALWAYS + ", silences that proved, "
-    "signals by the fence, start commands of up to 90 s, links cut one way", (1, 2), (40, 70),
+    "slow-start-and-cut", "slow_start_and_cut slow_start_and_cut cut_scheduler", ALWAYS + ", "
+    "silences that proved, signals by the fence, start commands of up to 90 s, links cut one way",
+    (1, 2), (40, 70),
     fence_command=0.0, apart=1.0, long_start=1.0)
 MIXES["late-start-and-move"] = Mix(
     "late-start-and-move", "late_starts_only scheduler_dies", ALWAYS + ", late starts,"
@@ -10070,6 +10148,200 @@ def slow_clock_scene(simulation):
     simulation.wait(160)
 
 
+class DirectedScene(Scene):
+    """Hosts a, b and c; a begins, so it is active and has the scheduler. Faults that hit a moment.
+
+    Some of what is played are several faults at once: then it is shown what a protection is for,
+    and the control shows that with it nothing happens even so.
+    """
+    @staticmethod
+    def draw_names(rng):
+        return "a", "b", "c"
+
+    def prepare(self, simulation):
+        super().prepare(simulation)
+        for number, name in enumerate(simulation.names):
+            simulation.hosts[name].starts_after_s = 2.0 * number
+            simulation.hosts[name].configuration = simulation.hosts[name].configuration._replace(
+                **self.fields)
+
+
+def until(simulation, condition, limit_s=120.0):
+    """Let time pass until something is so. That it never is, is an error of the scene."""
+    ends_at = simulation.clock.time + limit_s
+    while not condition() and not simulation.violations:
+        if simulation.clock.time > ends_at:
+            raise AssertionError("it does not come so far: " + condition.__qualname__)
+        simulation.wait(0.02)
+
+
+def version_of(simulation, name):
+    return simulation.metadata.records[name].version
+
+
+def started_elsewhere(simulation, host):
+    return lambda: any(other is not host for other in simulation.alive_on())
+
+
+def links(name, *others):
+    return [pair for other in others for pair in ((name, other), (other, name))]
+
+
+def late_start_scene(simulation, freezes):
+    """A start waits in a node that is cut off until another one has the scheduler. Its controller
+    reaches the metadata again before anybody reaches the node, and then the start is carried out.
+    """
+    _, home = away_from_active(simulation)
+    held, release = hold(simulation, "start", home.name)
+    home.die(0)
+    until(simulation, lambda: held)
+    simulation.cuts.update(links(home.name, "metadata", *simulation.names))
+    if freezes:
+        simulation.freeze_controller(home.name, 500)
+    until(simulation, started_elsewhere(simulation, home))
+    simulation.wait(1)
+    version = version_of(simulation, "node/" + home.name)
+    simulation.cuts.subtract(links(home.name, "metadata"))
+    simulation.thaw(home)
+    ends_at = simulation.clock.time + 3
+    while version_of(simulation, "node/" + home.name) == version \
+            and simulation.clock.time < ends_at:
+        simulation.wait(0.01)
+    simulation.wait(0.03)   # the reply, too
+    release()
+    simulation.wait(5)
+
+
+def thaw_scene(simulation):
+    """A controller is frozen, and its host cut off, until another node has the scheduler. When it
+    goes on, only the metadata can be reached."""
+    _, home = away_from_active(simulation)
+    home.stubborn = True
+    simulation.cuts.update(links(home.name, "metadata", *simulation.names))
+    simulation.freeze_controller(home.name, 500)
+    until(simulation, started_elsewhere(simulation, home))
+    simulation.overlap_s, simulation.overlap_since = 0.0, simulation.clock.time
+    simulation.cuts.subtract(links(home.name, "metadata"))
+    simulation.thaw(home)
+    simulation.wait(15)
+
+
+def come_back_scene(simulation):
+    """The same, and it goes on when the active controller has just found its silence to be long
+    enough, and hangs for a second before it writes so."""
+    active, home = away_from_active(simulation)
+    note_decision, found = simulation.note_decision, []
+
+    def note(seen, configuration, decision):
+        note_decision(seen, configuration, decision)
+        if any(isinstance(action, asfc.StartScheduler) for action in decision.actions):
+            found.append(decision)
+            simulation.hosts[active].traps.append(Trap("write cluster", 1.0))
+            simulation.cuts.subtract(links(home.name, "metadata"))
+            simulation.thaw(home)
+    simulation.note_decision = note
+    simulation.cuts.update(links(home.name, "metadata", *simulation.names))
+    simulation.freeze_controller(home.name, 500)
+    until(simulation, lambda: found)
+    simulation.note_decision = note_decision
+    simulation.wait(8)
+
+
+def late_process_scene(simulation):
+    """Start commands that return at once; the process appears some time later."""
+    simulation.start_kinds = ("late",)
+    for _ in range(3):
+        home = simulation.alive_on()[0]
+        home.die(0)
+        until(simulation, simulation.alive_on)
+        simulation.wait(8)
+
+
+def late_stop_scene(simulation):
+    """A stop waits in a node's sshd while the scheduler is started there again."""
+    _, home = away_from_active(simulation)
+    held, release = hold(simulation, "stop", home.name)
+    home.die(2)
+    until(simulation, lambda: held)
+    until(simulation, simulation.alive_on)
+    simulation.peaceful = True
+    release()
+    simulation.wait(5)
+
+
+def equal_pair_scene(simulation):
+    """A term is taken twice, for the metadata was restored and its second holder never heard of
+    the first one; whose start for a third node comes late."""
+    a, c = simulation.hosts["a"], simulation.hosts["c"]
+    simulation.stop_controller("c")     # it takes its promise back: so it takes starts later, too
+    simulation.wait(3)
+    metadata_saved(simulation)
+    simulation.power_off("b")
+    simulation.kill_controller("a")
+    simulation.start_controller("a")
+    simulation.wait(3)
+    held, release = hold(simulation, "start", "c")
+    a.die(0)
+    until(simulation, lambda: held)
+    simulation.power_off("a")
+    metadata_restored(simulation)
+    simulation.cuts.update(links("b", "c"))   # until b, too, has made a move of that number
+    simulation.power_on("b")
+    until(simulation, simulation.alive_on)
+    first = c.model.gate
+    simulation.cuts.clear()
+    until(simulation, lambda: c.model.gate != first)
+    release()
+    simulation.wait(5)
+
+
+def trusting_scene(simulation):
+    """A node has taken its promise back, and the metadata is restored from a time when it had
+    made one; then the node can't be reached."""
+    _, home = away_from_active(simulation)
+    metadata_saved(simulation)
+    simulation.wait(2)
+    simulation.stop_controller(home.name)
+    simulation.wait(4)
+    metadata_restored(simulation)
+    simulation.cuts.update(links(home.name, "metadata", *simulation.names))
+    simulation.wait(60)
+
+
+def same_version_scene(simulation):
+    """A holder is frozen, the metadata restored, and the holder goes on when another one's record
+    has come to have the version that it knows."""
+    metadata_saved(simulation)
+    simulation.wait(4)     # not longer: a main loop that is overdue by h makes it read, too
+    host = simulation.hosts["a"]
+    simulation.freeze_controller("a", 500)
+    lease = host.world.controller.lease
+    metadata_restored(simulation)
+    until(simulation, lambda: version_of(simulation, "cluster") >= lease._version)
+    simulation.thaw(host)
+    simulation.wait(3)
+
+
+def calm_scene(simulation):
+    """The metadata is away for longer than h, and nobody counts on a promise: all is well."""
+    (name,) = simulation.active_hosts()
+    simulation.set_for(1.5 * Timing(simulation).h, simulation.metadata, "away", True)
+    simulation.wait(1.5 * Timing(simulation).h + 12)
+    if simulation.active_hosts() != [name]:
+        simulation.broken("P6", "another controller is active without need")
+
+
+def stranger_scene(simulation):
+    """A person starts a second scheduler, on a node whose controller is dead."""
+    away_from_active(simulation)
+    name = next(name for name in simulation.names if name not in simulation.active_hosts()
+                and not simulation.hosts[name].model.alive)
+    simulation.kill_controller(name)
+    simulation.wait(2)
+    simulation.hosts[name].model.emerge()
+    simulation.wait(30)
+
+
 # -- nothing happens
 
 
@@ -10113,10 +10385,6 @@ def check_quiet_time(case, seconds):
 
 
 # -- protections, switched off one by one
-
-
-def always(value):
-    return lambda *_, **__: value
 
 
 class Switched:
@@ -10266,6 +10534,43 @@ def no_fence_while_paused(original):
     return step
 
 
+def settled_at_once(original):
+    def end_starts_that_failed(seen, configuration):
+        """A start counts as failed as soon as its command has ended."""
+        reports = {node: report._replace(intent=report.intent._replace(ended_s=1000.0))
+                   if report.intent and not report.intent.command_runs else report
+                   for node, report in seen.reports.items()}
+        return original(seen._replace(reports=reports), configuration)
+    return end_starts_that_failed
+
+
+def start_in_place_without_a_move(original):
+    def start_scheduler(seen, configuration):
+        decision = original(seen, configuration)
+        change, start = decision.actions
+        return decision._replace(actions=(change._replace(new_move=False), start))
+    return start_scheduler
+
+
+def gate_without_instance(original):
+    def pass_gate(self, request, lines):
+        if self.gate and self.gate.pair == request.stamp.pair:
+            self.gate = self.gate._replace(instance=request.stamp.instance)
+        return original(self, request, lines)
+    return pass_gate
+
+
+def trusted_after_a_fall(original):
+    return lambda *arguments: original(*arguments)._replace(trusted=True)
+
+
+def gate_not_waited_for(original):
+    def may_write(self):
+        self.raised_at = math.inf
+        return original(self)
+    return may_write
+
+
 class Protection:
     """A protection of protocol.md: how it is switched off, and what then finds a violation.
 
@@ -10360,6 +10665,42 @@ PROTECTIONS = (
     Protection("standing back when nothing can be asked", Switched(
         (asfc.SignsOfLife, "is_cut_off", lambda _: always(False))),
         Scene(scene_nothing_can_be_run), "P3"),
+    Protection("a passed deadline is dealt with before the next write", Switched(
+        (asfc.SelfFence, "may_write", lambda _: always(True)),
+        (asfc.NodeRecords, "_is_possible", lambda _: always(True))),
+        DirectedScene(functools.partial(late_start_scene, freezes=True)), "P[12]"),
+    Protection("the gate is raised before the next write", Switched(
+        (asfc.NodeRecords, "_may_write", gate_not_waited_for)),
+        DirectedScene(functools.partial(late_start_scene, freezes=False)), "P[12]"),
+    Protection("the try is for a node that is still possible", Switched(
+        (asfc.NodeRecords, "_is_possible", lambda _: always(True)),
+        (asfc.Lease, "_is_possible_here", lambda _: always(True))),
+        DirectedScene(thaw_scene, True), "overlap", overlap_s=5.0),
+    Protection("a node that comes back at the last moment is possible again", Switched(
+        (asfc.FailoverController, "_has_come_back", lambda _: always(False))),
+        DirectedScene(come_back_scene), "P2"),
+    Protection("a late process has its time to appear", Switched(
+        (asfc, "end_starts_that_failed", settled_at_once)),
+        DirectedScene(late_process_scene, airflow_scheduler_start_command="start it"), "P[26]"),
+    Protection("every start takes a new move", Switched(
+        (asfc, "start_scheduler", start_in_place_without_a_move)),
+        DirectedScene(late_stop_scene), "P6"),
+    Protection("instance in the gate", Switched(
+        (NodeModel, "_pass_gate", gate_without_instance)),
+        DirectedScene(equal_pair_scene, scheduler_restart_budget=1), "P2"),
+    Protection("a record speaks only while it is fresh", Switched(
+        (asfc.SignsOfLife, "_is_fresh", lambda _: always(True))), Scene(scene_power_off), "P3"),
+    Protection("a record whose version fell promises nothing", Switched(
+        (asfc, "view_of", trusted_after_a_fall)), DirectedScene(trusting_scene), "P2"),
+    Protection("a lease that ran out is read before it is written", Switched(
+        (asfc.Lease, "_ran_out", lambda _: always(False))),
+        DirectedScene(same_version_scene, on_metadata_loss="keep"), "P1"),
+    Protection("the holder, too, is given time after an outage", Switched(
+        (asfc.Lease, "CALM_READS", always(0))),
+        DirectedScene(calm_scene, on_metadata_loss="keep"), "P6"),
+    Protection("a scheduler that is seen makes its node possible", Switched(
+        (asfc, "admit_schedulers_seen_elsewhere", lambda _: always(None))),
+        DirectedScene(stranger_scene, True), "overlap", overlap_s=12.0),
     Protection("local guard", Switched((asfc.OwnNode, "_guard", lambda _: always(None))),
                Scene(guard_scene, True), "overlap", overlap_s=5.0),
     Protection("veto of the job table", Switched(
