@@ -10490,8 +10490,8 @@ def launch_without_intent(original):
 
 def start_in_the_same_turn(original):
     """The list is shrunk and the start sent on answers that came before the move's first write."""
-    def move_to(seen, chosen, fields):
-        decision = original(seen, chosen, fields)
+    def move_to(seen, chosen, fields, *why):
+        decision = original(seen, chosen, fields, *why)
         if not all(seen.proven_stopped(node) for node in seen.record.possible_nodes):
             return decision
         changed = dict(decision.actions[0].fields, possible_nodes=(chosen,), started=True)
