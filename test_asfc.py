@@ -13639,8 +13639,20 @@ class AirflowBench(FaultBench):
         host.write("airflow/airflow.cfg", self.airflow_cfg(settings))
 
     def boot(self, settings):
-        """New hosts and new metadata of asfc's; Airflow's own is kept."""
+        """New hosts and new metadata of asfc's, Airflow's own is kept; or just other settings."""
+        if self.settings:
+            self.stop_controllers(*self.cluster.hosts)
+        else:
+            self._renew_hosts()
         self.settings = None
+        for host in self.cluster:
+            self.configure(host, **settings)
+        self._begin()
+        self.settings = settings
+        self.start_controllers()
+        self.wait_for_calm()
+
+    def _renew_hosts(self):
         self.cluster.heal()
         self._deaths += [life.ended or clock() for life in self.cluster.watch.lives]
         self.cluster.fresh()
@@ -13650,11 +13662,6 @@ class AirflowBench(FaultBench):
         for host in self.cluster:
             host.remove("bin/airflow")
             host.write("airflow/dags/dags.py", self.dags())
-            self.configure(host, **settings)
-        self._begin()
-        self.settings = settings
-        self.start_controllers()
-        self.wait_for_calm()
 
     def run_asfc(self, *arguments):
         """What a verb of asfc says on a host, in order."""
