@@ -8056,6 +8056,7 @@ DEMO_SSH = """\
 #!/bin/sh
 # A stand-in for ssh: the last two arguments are the node and the command.
 while [ $# -gt 2 ]; do shift; done
+[ ! -e {directory}/"$1"/off ] || {{ echo "ssh: connect to host $1: No route to host" >&2; exit 255; }}
 cd {directory}/"$1" || exit 255
 HOME=$PWD PATH={directory}/"$1"/bin:{directory}/bin:{path} SHELL=/bin/sh exec sh -c "$2"
 """
@@ -8072,6 +8073,12 @@ DEMO_PS = """\
     }}'
 """
 
+DEMO_CONTROLLER = """\
+import runpy, sys
+asfc = runpy.run_path(sys.argv[1], run_name="asfc")
+sys.exit(asfc["main"](sys.argv[3:], asfc["DemoWorld"](sys.argv[2])))
+"""
+
 DEMO_CONFIGURATION = """\
 [database]
 sql_alchemy_conn = sqlite:///{directory}/metadata.db
@@ -8081,16 +8088,35 @@ node_name = {node}
 poll_frequency = 1
 heartbeat_timeout = 8
 scheduler_restart_sleep_time = 2
+scheduler_restart_budget = 6
 logging_dir = {directory}/{node}/log
 ssh_command = {directory}/bin/ssh
 alert_to_email =
 """
 
 
+class DemoWorld(World):
+    """The door of a controller of the demo: it sees no scheduler but those of its node.
+
+    A node that fences itself ends each scheduler of its user that it sees, and here is but one
+    machine.
+    """
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self._home = home
+
+    def processes(self) -> List[LocalProcess]:
+        """All but the schedulers of others."""
+        return [process for process in super().processes() if not scheduler_kind(process.words)
+                or any(self._home in word for word in process.words)]
+
+
 class Demo:
     """Two controllers, a and b, on this machine, with a SQLite file and a stand-in scheduler.
 
-    Both are the real program as child processes; Airflow, ssh and the view of ps are stand-ins.
+    Both are the real program as child processes; Airflow, ssh and the view of processes are
+    stand-ins.
     The demo plays the operator and the faults: it is the one part that uses the system directly.
     """
 
@@ -8118,13 +8144,41 @@ class Demo:
         self.tell("kill -9 of the active controller, on a; the scheduler lives on")
         scheduler = self.pid_on("a")
         self.controllers["a"].kill()
-        if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a") \
+        if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a", 2) \
                 or self.pid_on("a") != scheduler:
             return False
+        return self.switch_over() and self.lose_power() and self.break_airflow()
+
+    def switch_over(self) -> bool:
+        self.tell("python3 asfc.py switchover --to b, on a")
+        verb = self.run("a", ["switchover", "--to", "b"], stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT)
+        said = verb.communicate()[0].strip().splitlines()
+        self.tell("    " + (said or ["it said nothing"])[-1])
+        return verb.returncode == 0 and self.wait_for("no action: I am active, the scheduler "
+                                                      "runs on b", 15)
+
+    def lose_power(self) -> bool:
+        """The node of the scheduler and of the active controller is gone, without a word."""
+        self.tell("node b loses power, with the active controller and the scheduler on it")
+        off = os.path.join(self.directory, "b", "off")
+        open(off, "w").close()
+        self.controllers["b"].kill()
+        os.kill(self.pid_on("b"), signal.SIGKILL)
+        if not self.wait_for("active in term 3", 20) \
+                or not self.wait_for("starting the scheduler on a", 30) \
+                or not self.wait_for("no action: I am active, the scheduler runs on a", 15):
+            return False
+        self.tell("node b has power again")
+        os.remove(os.path.join(self.directory, "b", ".asfc", "fence"))   # void after a boot
+        os.remove(off)
+        return self.start_again("b", 3)
+
+    def break_airflow(self) -> bool:
         self.tell("Airflow on a is broken, and its scheduler is killed")
         open(os.path.join(self.directory, "a", "broken"), "w").close()
-        os.kill(scheduler, signal.SIGKILL)
-        return self.wait_for("the start on a failed", 25) and \
+        os.kill(self.pid_on("a"), signal.SIGKILL)
+        return self.wait_for("moving the scheduler to b from a", 30) and \
             self.wait_for("no action: I am active, the scheduler runs on b", 15)
 
     def lay_out(self) -> None:
@@ -8142,25 +8196,29 @@ class Demo:
                 file.write(text)
             os.chmod(path, 0o755)
 
-    def start_controller(self, node: str) -> None:
+    def run(self, node: str, words: List[str], **outputs: int) -> subprocess.Popen:
+        """This program as a child, on a node."""
         home = os.path.join(self.directory, node)
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith("AIRFLOW")}
         environment.update(HOME=home, SHELL="/bin/sh", PATH=":".join(
             [home + "/bin", self.directory + "/bin", os.environ["PATH"]]))
+        return subprocess.Popen(
+            [sys.executable, "-c", DEMO_CONTROLLER, os.path.abspath(__file__), home + "/"] + words,
+            env=environment, cwd=home, stdin=subprocess.DEVNULL, universal_newlines=True, **outputs)
+
+    def start_controller(self, node: str) -> None:
         self.tell("python3 asfc.py start, on " + node)
-        self.controllers[node] = child = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "start"], env=environment, cwd=home,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            universal_newlines=True)
+        self.controllers[node] = child = self.run(
+            node, ["start"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         threading.Thread(target=self.follow, args=(child,), daemon=True).start()
 
-    def start_again(self, node: str) -> bool:
+    def start_again(self, node: str, term: int) -> bool:
         """Have the controller back on its node: without one, the node takes no starts."""
         fence = os.path.join(self.directory, node, ".asfc", "fence")
         deadlines = {World().read_text(fence)}
         self.start_controller(node)
-        if not self.wait_for("[{} term 2] standby: ".format(node), 15):
+        if not self.wait_for("[{} term {}] standby: ".format(node, term), 15):
             return False
         end = time.monotonic() + 10
         while time.monotonic() < end:
@@ -8241,9 +8299,9 @@ def verb_demo(world: World, arguments: Any) -> int:
     """Show on this one machine, without Airflow and without root, what asfc does.
 
     Two controllers with a SQLite file and a stand-in scheduler run in a temporary directory. The
-    scheduler is killed, then the active controller, which joins again as a standby; then the start
-    is broken on one node. A timeline is printed; it takes less than a minute and leaves nothing
-    behind.
+    scheduler is killed, then the active controller, which joins again as a standby. The scheduler
+    is moved by switchover; its node loses power; then the start is broken on one node. A timeline
+    is printed; it takes about a minute and leaves nothing behind.
     """
     import shutil
     import tempfile

@@ -9344,7 +9344,13 @@ class Simulation(VirtualCluster):
         self.count["vetoes of the job table"] += any(
             facts.job_moves for facts in seen.facts.values())
         for action in decision.actions:
+            if isinstance(action, asfc.CloseWish):
+                self.count["wishes " + action.wish.outcome] += 1
+            elif isinstance(action, asfc.StopScheduler) and seen.orders.open_wish:
+                self.count["stops for a wish"] += "for the" in action.why
             if isinstance(action, asfc.StartScheduler):
+                if seen.orders.drain_of(action.node):
+                    self.broken("P6", "a start on {}, which is drained".format(action.node))
                 asker = configuration.node_name
                 self.left = {name: self.unanswered[asker, name] for name in self.hosts}
             if isinstance(action, asfc.StartScheduler) and "silent for" in action.proof:
@@ -9408,6 +9414,7 @@ class Simulation(VirtualCluster):
             self.power_on(name)
             self.start_controller(name)
         self.resume()
+        self.change_orders(lambda orders: orders._replace(drained=()))
 
     def thaw(self, host):
         if host.world and host.world.frozen_until > self.clock.time:
@@ -9434,6 +9441,22 @@ class Simulation(VirtualCluster):
         MetadataAtOnce(self.metadata).change_cluster(
             lambda records: asfc.ClusterRecord.from_text(records[asfc.CLUSTER].value)._replace(
                 paused="a test") if asfc.CLUSTER in records else None)
+
+    def change_orders(self, change):
+        """What a verb writes into the orders; what it asks before and waits for is left out."""
+        MetadataAtOnce(self.metadata).change_orders(
+            lambda records: change(asfc.Orders.of(records)))
+
+    def ask_for(self, target, forced=False):
+        """A person wants the scheduler on that node."""
+        found = self.metadata.records.get(asfc.CLUSTER)
+        if found:
+            record = asfc.ClusterRecord.from_text(found.value)
+            wish = asfc.Wish("{:08x}".format(self.random.getrandbits(32)),
+                             "failover" if forced else "switchover", target, "ann", "now",
+                             record.clock_s + self.random.choice((10, 60, 200)), forced)
+            self.tell("a person asks for {}".format(wish))
+            self.change_orders(lambda orders: orders._replace(wish=wish))
 
     def health_page(self):
         """A scheduler that lives and does not hang beats every 2 s."""
@@ -9481,7 +9504,8 @@ class Simulation(VirtualCluster):
         if not found or len(active) != 1 or len(alive) != 1 or self.clock.time - healed_at < 8:
             return False
         record = asfc.ClusterRecord.from_text(found.value)
-        return record.possible_nodes == (alive[0].name,) and record.started
+        return record.possible_nodes == (alive[0].name,) and record.started \
+            and not asfc.Orders.of(self.metadata.records).open_wish
 
 
 def remembered(record):
@@ -9950,6 +9974,49 @@ def pause(simulation):
 
 
 @fault
+def switchover(simulation):
+    """A person wants the scheduler on some node, sometimes by force."""
+    simulation.count["switchovers"] += 1
+    homes = [host.name for host in simulation.alive_on()]
+    simulation.ask_for(simulation.random.choice(
+        [name for name in simulation.names if name not in homes] or simulation.names),
+        simulation.random.random() < 0.3)
+
+
+@fault
+def switchover_in_trouble(simulation):
+    """At some step of a switchover the active controller is killed or frozen."""
+    switchover(simulation)
+    point = simulation.random.choice(("write cluster", "send query", "send stop", "send stop",
+                                      "send start", "reply", "write orders"))
+    freeze_s = simulation.random.choice((None, None, 6, 12, 20))
+    simulation.later(simulation.random.choice((0, 1, 2)), set_traps_for_active, simulation, point,
+                     freeze_s)
+
+
+def set_traps_for_active(simulation, point, freeze_s):
+    simulation.tell("a trap for the active controller before '{}'".format(point))
+    for name in simulation.active_hosts():
+        simulation.hosts[name].traps.append(Trap(point, freeze_s))
+        if freeze_s is None:
+            simulation.later(8, simulation.start_controller, name)
+
+
+@fault
+def drain(simulation):
+    """A person drains a node, the scheduler's often, and has it undrained later."""
+    name = pick(simulation)
+    simulation.tell("{} is drained".format(name))
+    simulation.count["drains"] += 1
+    simulation.change_orders(lambda orders: orders.without_drain(name)._replace(
+        drained=orders.drained + (asfc.Drain(name, "ann", "now"),)))
+    if name in [host.name for host in simulation.alive_on()]:
+        simulation.ask_for(simulation.random.choice(simulation.names))
+    simulation.later(simulation.random.choice((8, 20, 40)), simulation.change_orders,
+                     lambda orders: orders.without_drain(name))
+
+
+@fault
 def wall_clock_jumps(simulation):
     simulation.jump_s = simulation.random.uniform(-4000, 4000)
     simulation.count["wall clocks that jumped"] += 1
@@ -10159,6 +10226,14 @@ MIXES["freeze-after-write"] = Mix("freeze-after-write", "trap_after_write trap_a
                                   "kill_active scheduler_dies", ALWAYS + ", caught before reply")
 MIXES["different-h"] = Mix("different-h", "metadata_slow metadata_slow metadata_replies_lost "
                            "freeze_active cut", ALWAYS, different_h=True)
+MIXES["switchover"] = Mix(
+    "switchover", "switchover switchover_in_trouble switchover_in_trouble drain drain kill_active "
+    "freeze_active scheduler_dies cut_scheduler pause node_is_broken stops_late", ALWAYS +
+    ", wishes done, wishes refused, wishes failed, stops for a wish, drains", (3, 7), (10, 30))
+MIXES["switchover-in-trouble"] = Mix(
+    "switchover-in-trouble", "switchover_in_trouble", ALWAYS + ", wishes done, stops for a wish, "
+    "caught before send stop, caught before send start, caught before write cluster", (1, 3),
+    (20, 40), fence_command=0.0, apart=0.5, odd_starts=0.1)
 MIXES["two-clusters"] = TwoClusters(
     "two-clusters", "kill_active freeze_active scheduler_dies cut cut_scheduler node_is_broken "
     "ssh_late", ALWAYS + ", requests of another cluster refused")
@@ -10320,6 +10395,23 @@ def scene_nothing_can_be_run(simulation):
     t, (name,) = Timing(simulation), simulation.active_hosts()
     simulation.hosts[name].world.deaf = True
     active_again(simulation, name, t.h + t.p + t.i + 2 * t.c_m + t.c, "nothing can be run")
+
+
+def scene_switchover(simulation):
+    """The time without a scheduler is its stop and its start, and what it takes to ask."""
+    t = Timing(simulation)
+    active, home = away_from_active(simulation)
+    ask_s = 4 * 0.08 + 3 * 0.1 + 0.1   # two questions on their way and back; scripts; the metadata
+    target = simulation.random.choice([
+        name for name in simulation.hosts[active].configuration.scheduler_nodes_in_cluster
+        if name != home.name])
+    simulation.ask_for(target)
+    ends_at = simulation.clock.time + t.i + t.p + t.stop + 4 * t.c
+    while home.model.alive and simulation.clock.time < ends_at:
+        simulation.wait(0.01)
+    scheduler_again(simulation, simulation.clock.time, t.s + ask_s, "a switchover")
+    if [host.name for host in simulation.alive_on()] != [target]:
+        simulation.broken("P6", "a switchover has led to another node")
 
 
 SCENES = tuple(Scene(function) for name, function in sorted(globals().items())
@@ -12101,6 +12193,68 @@ class TheClusterAtAGlance(ClusterTest):
         self.assertEqual([os.path.exists(host.path(".asfc")) for host in self.cluster], [False] * 3)
         self.assertEqual(self.records(), {})
         stranger.kill()
+
+
+class Switchovers(ClusterTest):
+    """Moves on purpose; the scheduler's own stop and start take no time worth speaking of."""
+
+    def steer(self, host, *words):
+        """A verb on a host, in the background; `result` waits for it."""
+        return self.cluster[host].start_process(
+            [HOST_PYTHON, "asfc.py"] + list(words) + ["--json"])
+
+    def result(self, process, status=0):
+        self.assertEqual(process.wait(90), status, process.output())
+        said = process.output()   # a refusal is said in words, too
+        return json.loads(said[said.index("{"):said.rindex("}") + 1])
+
+    def check_move(self, process, before, host):
+        """It has led from a scheduler to one on the host, and tells how long there was none."""
+        result = self.result(process)
+        after = self.cluster.watch.wait_for_one(5, host)
+        gap_s = after.began - before.ended
+        self.assertEqual((result["outcome"], result["target"]), ("done", host))
+        self.assert_never_two()
+        return after, gap_s, result["without_scheduler_s"]
+
+    def test_a_switchover_costs_a_stop_a_start_and_a_second_and_a_drain_is_one(self):
+        scheduler = self.start_cluster()
+        scheduler, gap_s, told_s = self.check_move(
+            self.steer("c", "switchover", "--to", "b"), scheduler, "b")
+        scheduler, drain_gap_s, _ = self.check_move(self.steer("a", "drain", "b"), scheduler, "c")
+        print("switchovers: {:.2f} s and {:.2f} s without a scheduler; the first was {:.1f} s as "
+              "asfc tells".format(gap_s, drain_gap_s, told_s), file=sys.stderr)
+        self.assertLess(min(gap_s, drain_gap_s), START_S + 1)
+        self.assertGreater(told_s, gap_s - 0.1)
+        refusals = [("b is drained, by root on a at ", "b")]
+        self.controllers["a"].send(signal.SIGTERM)
+        self.wait_for_active("bc", 10)
+        self.cluster["a"].power_off()
+        refusals += [("a does not answer: ssh: ", "a")]
+        for words, target in refusals:
+            refused = self.result(self.steer("b", "switchover", "--to", target), 75)
+            self.assertIn(words, refused["why"])
+        self.assertEqual(self.cluster["b"].run(
+            [HOST_PYTHON, "asfc.py", "pause"]).returncode, 0)
+        refused = self.result(self.steer("b", "failover", "--to", "b", "--yes"), 75)
+        self.assertIn("asfc is paused, by root on b", refused["why"])
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_the_active_controller_killed_at_a_step_of_it_leaves_one_that_completes_it(self):
+        """It is killed just after it has said what it does; either it or a standby goes on."""
+        scheduler, active = self.start_cluster(scheduler_restart_budget="10"), "a"
+        for words, target in (("moving the scheduler to b", "b"), ("stopping the scheduler", "c"),
+                              ("starting the scheduler on b", "b")):
+            with self.subTest(words):
+                said = len(self.controllers[active].output())
+                asked = self.steer("c", "switchover", "--to", target)
+                self.wait_for_words(active, words, 20, said)
+                self.controllers[active].kill()
+                if target == "c":      # once a standby takes over
+                    active = self.wait_for_active("bc", 20)[0].holder
+                else:
+                    self.start_controller(active)
+                scheduler, _, _ = self.check_move(asked, scheduler, target)
 
 
 class TenControllersAtOnce(ClusterTest):
@@ -14252,7 +14406,7 @@ class DemoRun:
 
 
 class DemoTest(unittest.TestCase):
-    """The demo takes half a minute and mostly waits: where it is to be tested, it begins before
+    """The demo takes a minute and mostly waits: where it is to be tested, it begins before
     the first test, of whatever class."""
     chosen, running = False, None
 
@@ -14266,6 +14420,8 @@ class DemoTest(unittest.TestCase):
         status, said = running.end()
         self.assertEqual(status, 0, said)
         self.assertIn("one scheduler ran all the time it could", said)
+        self.assertRegex(said, "the switchover to b, .* is done: the scheduler runs on b; .* s with")
+        self.assertRegex(said, "starting the scheduler on a, .*: b: .*silent for 1. s, and within")
         self.assertEqual([one.poll() for one in running.decoys], [None, None])
         self.assertEqual(sorted(os.listdir(directory)), ["airflow", "schedulers.log"])
         self.assertEqual(processes_with(os.path.join(directory, "asfc-demo")), [])
