@@ -8056,7 +8056,7 @@ DEMO_SSH = """\
 #!/bin/sh
 # A stand-in for ssh: the last two arguments are the node and the command.
 while [ $# -gt 2 ]; do shift; done
-[ ! -e {directory}/"$1"/off ] || {{ echo "ssh: connect to host $1: No route to host" >&2; exit 255; }}
+[ ! -e {directory}/"$1"/off ] || {{ echo "ssh: connect to $1: No route to host" >&2; exit 255; }}
 cd {directory}/"$1" || exit 255
 HOME=$PWD PATH={directory}/"$1"/bin:{directory}/bin:{path} SHELL=/bin/sh exec sh -c "$2"
 """

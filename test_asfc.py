@@ -7794,7 +7794,7 @@ def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_S
     for node in "abc":
         reports.setdefault(node, report_of(node, "stopped"))
     return asfc.Observation(now, record, "me", reports, attempt, health, alive_s,
-                            frozenset(cleaned), facts or {}, fell_back, raises, orders)
+                            frozenset(cleaned), facts or {}, fell_back, raises, orders=orders)
 
 
 def in_words(decision):
@@ -14420,7 +14420,7 @@ class DemoTest(unittest.TestCase):
         status, said = running.end()
         self.assertEqual(status, 0, said)
         self.assertIn("one scheduler ran all the time it could", said)
-        self.assertRegex(said, "the switchover to b, .* is done: the scheduler runs on b; .* s with")
+        self.assertRegex(said, "the switchover to b, .* is done: the scheduler runs on b; .* s w")
         self.assertRegex(said, "starting the scheduler on a, .*: b: .*silent for 1. s, and within")
         self.assertEqual([one.poll() for one in running.decoys], [None, None])
         self.assertEqual(sorted(os.listdir(directory)), ["airflow", "schedulers.log"])
