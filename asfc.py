@@ -8151,8 +8151,7 @@ class Demo:
 
     def switch_over(self) -> bool:
         self.tell("python3 asfc.py switchover --to b, on a")
-        verb = self.run("a", ["switchover", "--to", "b"], stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT)
+        verb = self.run("a", ["switchover", "--to", "b"], subprocess.PIPE, subprocess.STDOUT)
         said = verb.communicate()[0].strip().splitlines()
         self.tell("    " + (said or ["it said nothing"])[-1])
         return verb.returncode == 0 and self.wait_for("no action: I am active, the scheduler "
@@ -8196,7 +8195,7 @@ class Demo:
                 file.write(text)
             os.chmod(path, 0o755)
 
-    def run(self, node: str, words: List[str], **outputs: int) -> subprocess.Popen:
+    def run(self, node: str, words: List[str], stdout: int, stderr: int) -> subprocess.Popen:
         """This program as a child, on a node."""
         home = os.path.join(self.directory, node)
         environment = {name: value for name, value in os.environ.items()
@@ -8205,12 +8204,13 @@ class Demo:
             [home + "/bin", self.directory + "/bin", os.environ["PATH"]]))
         return subprocess.Popen(
             [sys.executable, "-c", DEMO_CONTROLLER, os.path.abspath(__file__), home + "/"] + words,
-            env=environment, cwd=home, stdin=subprocess.DEVNULL, universal_newlines=True, **outputs)
+            env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
+            universal_newlines=True)
 
     def start_controller(self, node: str) -> None:
         self.tell("python3 asfc.py start, on " + node)
         self.controllers[node] = child = self.run(
-            node, ["start"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            node, ["start"], subprocess.DEVNULL, subprocess.PIPE)
         threading.Thread(target=self.follow, args=(child,), daemon=True).start()
 
     def start_again(self, node: str, term: int) -> bool:
