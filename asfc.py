@@ -42,6 +42,8 @@ The words
     silence    no sign of life from a node for W = 1.1 F: then it has kept its promise
     fencing    ending a scheduler that may not run: by its own controller, or from outside by
                fence_command, which switches the host off
+    wish       of a person, that the scheduler runs on another node: the record `orders`
+    drained    a node that a person has taken out of service: no scheduler is started there
     h, i, c    heartbeat timeout, heartbeat interval (h / 10), time limit of a query to a node
 
 The protections
@@ -1067,6 +1069,9 @@ OPTIONS: Tuple[Option, ...] = (
     Option("status_http_address", "127.0.0.1", _ip_address, "an IP address",
            "Where status_http_port listens; 0.0.0.0 or :: for all addresses. Whoever reaches it "
            "can read it."),
+    Option("reminder_interval", "86400", *_seconds(0, 31536000),
+           help="While asfc is paused or a node is drained a mail reminds of it, so often. "
+           "0: never."),
     Option("health_page_verify_tls", "True", *_yes_or_no(),
            help="Verify the certificate of Airflow's health page."),
     Option("allow_sqlite_on_network_file_system", "False", *_yes_or_no(),
@@ -1158,6 +1163,7 @@ class Configuration(NamedTuple):
     scheduler_restart_window: float
     status_http_port: int                 # 0: none
     status_http_address: str
+    reminder_interval: float
     health_page_verify_tls: bool
     allow_sqlite_on_network_file_system: bool
 
@@ -1867,6 +1873,11 @@ class Vouch(NamedTuple):
     by: str
 
 
+def known_fields(kind: Any, fields: Mapping[str, Any]) -> Dict[str, Any]:
+    """The fields that this version knows of what a later one may have written, in one format."""
+    return {name: value for name, value in fields.items() if name in kind._fields}
+
+
 CLUSTER = "cluster"      # the name of the record
 CLUSTER_FORMAT = 2       # the number of its format; format 1 had no node records beside it
 
@@ -1930,7 +1941,7 @@ class ClusterRecord(NamedTuple):
             fields["possible_nodes"] = tuple(fields["possible_nodes"])
             fields["starts"] = tuple(StartMade(*start) for start in fields["starts"])
             fields["failed"] = tuple(FailedNode(*node) for node in fields["failed"])
-            record = cls(**fields)
+            record = cls(**known_fields(cls, fields))
             return record._replace(term=int(record.term), move=int(record.move),
                                    heartbeat_timeout=float(record.heartbeat_timeout))
         except (ValueError, TypeError, KeyError, AttributeError):
@@ -1979,7 +1990,7 @@ class NodeRecord(NamedTuple):
             fields["host_names"] = tuple(fields["host_names"])
             promise_s = fields["promise_s"]
             fields["promise_s"] = None if promise_s is None else float(promise_s)
-            record = cls(**fields)
+            record = cls(**known_fields(cls, fields))
             return record if record._is_sound() else None
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
@@ -2016,7 +2027,7 @@ class HistoryEvent(NamedTuple):
         """The events of the record, the oldest first; none when it can't be understood."""
         try:
             fields = json.loads(text)
-            return [cls(**event) for event in fields["events"]] \
+            return [cls(**known_fields(cls, event)) for event in fields["events"]] \
                 if fields["format"] == HISTORY_FORMAT else []
         except (ValueError, TypeError, KeyError):
             return []
@@ -2043,7 +2054,10 @@ EVENTS: Dict[str, str] = collections.OrderedDict((
     ("confirmed_dead", "a person vouched that a node is off"),
     ("cleared", "a person has cleared the metadata"),
     ("paused", "a person has paused asfc"),
-    ("resumed", "a person has ended the pause")))
+    ("resumed", "a person has ended the pause"),
+    ("wish", "a switchover or failover is done, refused or failed; the cause says why"),
+    ("drained", "a person has drained a node"),
+    ("undrained", "a person has ended that")))
 
 
 def events_table_markdown() -> str:
@@ -2120,6 +2134,94 @@ class StatusRecord(NamedTuple):
             return None
 
 
+ORDERS = "orders"        # a release that does not know this record lets it be
+ORDERS_FORMAT = 1
+DONE, REFUSED, FAILED, CANCELLED = "done", "refused", "failed", "cancelled"
+
+
+class Drain(NamedTuple):
+    """A node that a person has taken out of service: no scheduler is started there."""
+    node: str
+    by: str
+    at: str                           # UTC text, for people only
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return "{} is drained, by {} at {}{}".format(
+            self.node, self.by, self.at, self.reason and ": " + self.reason)
+
+
+class Wish(NamedTuple):
+    """A person's wish that the scheduler runs on another node; open until it has an outcome."""
+    id: str
+    verb: str                         # switchover or failover
+    target: str
+    by: str
+    at: str                           # UTC text, for people only
+    until_s: float                    # on the cluster's clock: then it is given up
+    forced: bool = False              # also to a failed node, also away from one that is silent
+    outcome: str = ""                 # done, refused, failed or cancelled; "" while it is open
+    why: str = ""
+    without_scheduler_s: Optional[float] = None
+
+    def __str__(self) -> str:
+        return "the {} to {}, asked for by {} at {}".format(
+            self.verb, self.target, self.by, self.at)
+
+
+class Orders(NamedTuple):
+    """What people want. The verbs write this record; the active controller closes the wish."""
+    drained: Tuple[Drain, ...] = ()
+    wish: Optional[Wish] = None
+    reminded_s: Optional[float] = None   # the cluster's clock at the last reminder of a pause or a
+                                         # drain, or when there was none to remind of yet
+
+    @property
+    def open_wish(self) -> Optional[Wish]:
+        return self.wish if self.wish and not self.wish.outcome else None
+
+    def drain_of(self, node: str) -> Optional[Drain]:
+        return next((drain for drain in self.drained if drain.node == node), None)
+
+    def without_drain(self, node: str) -> "Orders":
+        return self._replace(drained=tuple(one for one in self.drained if one.node != node))
+
+    def closed(self, wish: Wish) -> "Orders":
+        """With this outcome of the wish, if that is the one which is open."""
+        found = self.open_wish
+        return self._replace(wish=wish) if found and found.id == wish.id else self
+
+    def to_text(self) -> str:
+        """This record as JSON, in ASCII, with the number of its format."""
+        return json.dumps({
+            "format": ORDERS_FORMAT, "drained": [drain._asdict() for drain in self.drained],
+            "wish": self.wish and self.wish._asdict(), "reminded_s": self.reminded_s},
+            sort_keys=True)
+
+    @classmethod
+    def of(cls, records: Mapping[str, Any]) -> "Orders":
+        """The record; empty before there is one. Raises MetadataError for a newer format."""
+        found = records.get(ORDERS)
+        if found is None:
+            return NO_ORDERS
+        try:
+            fields = json.loads(found.value)
+            if fields["format"] != ORDERS_FORMAT:
+                raise MetadataError(
+                    "the record 'orders' has format {}, and this version of asfc knows format {}: "
+                    "upgrade asfc on this node".format(fields["format"], ORDERS_FORMAT))
+            wish, reminded_s = fields["wish"], fields["reminded_s"]
+            return cls(tuple(Drain(**known_fields(Drain, drain)) for drain in fields["drained"]),
+                       wish and Wish(**known_fields(Wish, wish)),
+                       None if reminded_s is None else float(reminded_s))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise MetadataError("the record 'orders' can't be read: {:.80}".format(
+                repr(found.value)))
+
+
+NO_ORDERS = Orders()
+
+
 ###############################################################################
 # Metadata services ###########################################################
 ###############################################################################
@@ -2184,12 +2286,20 @@ class MetadataService:
         `change` is shown all records, leaves the holder's fields alone, and returns None when there
         is nothing to be written. Returns what was written. Raises MetadataError.
         """
+        return self._change(CLUSTER, change)
+
+    def change_orders(self, change: Callable[[Mapping[str, Record]], Optional[Orders]]
+                      ) -> Optional[Orders]:
+        """A verb's write of the record `orders`, likewise."""
+        return self._change(ORDERS, change)
+
+    def _change(self, name: str, change: Callable[[Mapping[str, Record]], Any]) -> Any:
         for _ in range(10):
             records = self.read_all()
-            found, changed = records.get(CLUSTER), change(records)
+            found, changed = records.get(name), change(records)
             if changed is None:
                 return None
-            if self.write(CLUSTER, changed.to_text(), found.version if found else None):
+            if self.write(name, changed.to_text(), found.version if found else None):
                 return changed
         raise MetadataError("{}: other writers were faster ten times; try again".format(
             self.describe()))
@@ -4534,6 +4644,9 @@ class NodeRecords:
         self._history: Tuple[Optional[int], List[HistoryEvent]] = (None, [])
         self._status: Optional[StatusRecord] = None   # what is to be read there; None: not active
         self._status_read: Tuple[Optional[int], Optional[StatusRecord]] = (None, None)
+        self._orders: Tuple[Optional[int], Optional[Orders]] = (None, NO_ORDERS)  # None: unreadable
+        self._changes: List[Callable[[Orders], Orders]] = []   # of the orders, not written yet
+        self._sent_changes = 0
         self._told: Set[str] = set()
         self.brought_back = ""          # by which unit of systemd the scheduler would be
         self._fenced = ""
@@ -4551,6 +4664,7 @@ class NodeRecords:
             self._sent_events = len(waiting)
             events = self._history[1] + waiting
             found.append(Write(HISTORY, history_text(events), self._history[0]))
+        found += self._orders_write()
         sent_at = self._world.now()   # before it is asked: this process may be frozen after that
         if self._may_write():
             record = self._own_record()
@@ -4607,6 +4721,7 @@ class NodeRecords:
                 self.fence.promise_withdrawn()
         self._take_history(confirmed, records.get(HISTORY))
         self._take_status(records.get(STATUS))
+        self._take_orders(confirmed, records)
         for name, found in sorted(records.items()):
             if name.startswith(NODE_PREFIX):
                 self._take(name, found)
@@ -4634,6 +4749,22 @@ class NodeRecords:
             self._status_read = (None, None)
         elif found.version != self._status_read[0]:
             self._status_read = (found.version, StatusRecord.from_text(found.value))
+
+    def _take_orders(self, confirmed: Mapping[str, bool], records: Mapping[str, Record]) -> None:
+        found, before = records.get(ORDERS), self.orders
+        with self._events_mutex:
+            if confirmed.get(ORDERS):
+                self._changes = self._changes[self._sent_changes:]
+            if found is None:
+                self._orders = (None, NO_ORDERS)
+            elif found.version != self._orders[0]:
+                try:
+                    self._orders = (found.version, Orders.of(records))
+                except MetadataError as error:
+                    self._orders = (found.version, None)
+                    self._log.warning("drained nodes and switchovers are unknown: %s", error)
+        if self.orders[:2] != before[:2]:
+            self._world.wake("turn")
 
     def _take(self, name: str, found: Record) -> None:
         node = name[len(NODE_PREFIX):]
@@ -4714,6 +4845,39 @@ class NodeRecords:
         None takes back what was not written yet: this controller is not the active one.
         """
         self._status = status
+
+    # -- what people want
+
+    @property
+    def orders(self) -> Orders:
+        """The orders as they were read last, with the changes that are not written yet."""
+        with self._events_mutex:
+            return self._changed_orders()
+
+    def _changed_orders(self) -> Orders:
+        orders = self._orders[1] or NO_ORDERS
+        for change in self._changes:
+            orders = change(orders)
+        return orders
+
+    def change_orders(self, change: Callable[[Orders], Orders]) -> None:
+        """Have the orders changed with the next exchange; made anew when a verb came between."""
+        with self._events_mutex:
+            self._changes = self._changes + [change]
+
+    def _orders_write(self) -> List[Write]:
+        with self._events_mutex:
+            version, orders = self._orders
+            changed, self._sent_changes = self._changed_orders(), 0
+            if not self._read or self.unknown or orders is None:
+                return []
+            if changed == orders:   # what was to be changed is so, or is gone
+                self._changes = []
+                return []
+            self._sent_changes = len(self._changes)
+            return [Write(ORDERS, changed.to_text(), version)]
+
+    # -- what differs
 
     def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
         """Tell once of what differs between the controllers."""
@@ -6211,6 +6375,7 @@ class Observation(NamedTuple):
     fell_back: bool = False            # the metadata is older than what was read before
     raises: int = 0                    # how often the term was raised above a gate in this reign
     database_away_s: Optional[float] = None   # since Airflow's database was last seen not to answer
+    orders: Orders = NO_ORDERS
 
     def proven_stopped(self, node: str) -> bool:
         """Whether it is proved that none runs or can still start on the node.
@@ -6317,7 +6482,7 @@ class Observation(NamedTuple):
 OBSERVATION_FORMAT = 1
 _SAVED: Dict[str, Any] = {kind.__name__: kind for kind in (
     Observation, ClusterRecord, StartMade, FailedNode, Vouch, NodeReport, Gate, Pair, Intent,
-    Process, Attempt, HealthSign, NodeFacts)}
+    Process, Attempt, HealthSign, NodeFacts, Orders, Drain, Wish)}
 
 
 def _to_plain(value: Any) -> Any:
@@ -6376,8 +6541,15 @@ class RaiseTerm(NamedTuple):
     above: Pair
 
 
+class CloseWish(NamedTuple):
+    """Write down what has become of a wish; it is not open any more."""
+    wish: Wish   # with its outcome
+
+
 def action_in_words(action: Any) -> str:
     """An action for people, to come after "would"."""
+    if isinstance(action, CloseWish):
+        return "tell that {} is {}".format(action.wish, action.wish.outcome)
     if isinstance(action, StartScheduler):
         return "start the scheduler on {} ({})".format(action.node, action.proof)
     if isinstance(action, StopScheduler):
@@ -6409,9 +6581,9 @@ def decide(observation: Observation, configuration: Any) -> Decision:
     """What the active controller does now. A pure function: no clock, no I/O, no memory."""
     for rule in (do_nothing_while_paused, raise_term_above_what_nodes_heard,
                  forget_the_word_for_who_answers, admit_schedulers_seen_elsewhere,
-                 reduce_schedulers_on_one_node, adopt_or_keep_one, end_starts_that_failed,
-                 leave_a_silent_node, fence_an_unknown_node, wait_for_unknown_nodes,
-                 judge_dead_attempt, stop_remnants, choose_another_node):
+                 reduce_schedulers_on_one_node, carry_out_the_wish, adopt_or_keep_one,
+                 end_starts_that_failed, leave_a_silent_node, fence_an_unknown_node,
+                 wait_for_unknown_nodes, judge_dead_attempt, stop_remnants, choose_another_node):
         decision = rule(observation, configuration)
         if decision:
             return decision
@@ -6426,8 +6598,10 @@ def do_nothing_while_paused(seen: Observation, configuration: Any) -> Optional[D
     if not seen.record.paused:
         return None
     running = [node for node in sorted(seen.reports) if seen.runs_on(node)]
+    wish = seen.orders.open_wish
     return Decision("PAUSED ({}): nothing is started or stopped; a scheduler runs on {}".format(
         seen.record.paused, ", ".join(running) or "no node that is known"),
+        (CloseWish(wish._replace(outcome=REFUSED, why="asfc is paused")),) if wish else (),
         attempt_over="paused" if seen.attempt else "")
 
 
@@ -6462,6 +6636,81 @@ def forget_the_word_for_who_answers(seen: Observation, configuration: Any) -> Op
     return Decision("{} answers, so nobody's word that it is off counts any more".format(
         ", ".join(vouch.node for vouch in vouched if vouch not in kept)),
         (ChangeRecord({"vouched": kept}),), 0.0)
+
+
+# -- what a person wants
+
+
+def carry_out_the_wish(seen: Observation, configuration: Any) -> Optional[Decision]:
+    """The scheduler is to run on another node: it is stopped in order and started there.
+
+    First the target becomes the last possible node, in a new move. Nothing is stopped before it has
+    answered to that move, and while anything speaks against it. When none runs any more, the
+    ordinary rules ask for proof and start it; they also undo what is given up half-way.
+    """
+    wish, record = seen.orders.open_wish, seen.record
+    if wish is None:
+        return None
+    target, home = wish.target, record.active_scheduler_node
+    if record.clock_s > wish.until_s:
+        return close_wish(wish, FAILED, "it was not done in time")
+    if home == target and record.started:
+        return judge_the_wish(seen, configuration, wish)
+    if seen.runs_on(target):
+        return None   # that is adopted or stopped first
+    against = what_speaks_against(seen, configuration, wish)
+    if against:
+        return close_wish(wish, FAILED if home == target else REFUSED, against)
+    if home != target or failed_now(record, target):
+        forgiven = tuple(failed for failed in record.failed if failed.node != target)
+        decision = move_to(seen, target, {"failed": forgiven} if wish.forced else {}, "")
+        return decision._replace(sentence="{} ({})".format(decision.sentence, wish),
+                                 attempt_over="moved" if seen.attempt else "")
+    running = [node for node in record.possible_nodes if seen.runs_on(node)]
+    if not running:
+        return None
+    return Decision("stopping the scheduler on {} for {}".format(", ".join(running), wish), tuple(
+        StopScheduler(node, "for {}".format(wish)) for node in running), 0.0)
+
+
+def judge_the_wish(seen: Observation, configuration: Any, wish: Wish) -> Optional[Decision]:
+    """The scheduler was started on the target: has that worked? None: that is not clear yet."""
+    why = [failed.why for failed in seen.record.failed if failed.node == wish.target]
+    if failed_now(seen.record, wish.target):
+        return close_wish(wish, FAILED, "the start on {} failed: {}".format(wish.target, why[0]))
+    if not seen.runs_on(wish.target) or seen.attempt and not shows_life(seen, configuration):
+        return None
+    return close_wish(wish, DONE, "the scheduler runs on " + wish.target)
+
+
+def what_speaks_against(seen: Observation, configuration: Any, wish: Wish) -> str:
+    """Why the scheduler can't be stopped now, to be started on the target; or ""."""
+    record, target = seen.record, wish.target
+    if record.active_scheduler_node is None:
+        return "where the scheduler runs is not known yet"
+    if target not in configuration.scheduler_nodes_in_cluster:
+        return "{} is not in scheduler_nodes_in_cluster of the active controller".format(target)
+    if seen.orders.drain_of(target):
+        return str(seen.orders.drain_of(target))
+    if not seen.answers(target) or not seen.says_stopped(target):
+        return seen.reason(target)
+    if not seen.takes_starts(target):
+        return "{}: its promise has run out, for its controller does not write its record".format(
+            target)
+    if failed_now(record, target) and not wish.forced:
+        return "{} has failed and is passed over".format(target)
+    others = [node for node in record.possible_nodes if node != target]
+    unclear = [node for node in others if not seen.proven_stopped(node)
+               and not (seen.runs_on(node) and seen.answers(node))]
+    if unclear and (not wish.forced or any(map(seen.runs_on, others))):
+        return "a scheduler may run where none can be stopped now: " + "; ".join(
+            map(seen.reason, unclear))
+    return ""
+
+
+def close_wish(wish: Wish, outcome: str, why: str) -> Decision:
+    return Decision("{} is {}: {}".format(wish, outcome, why),
+                    (CloseWish(wish._replace(outcome=outcome, why=why)),), 0.0)
 
 
 # -- a scheduler runs somewhere
@@ -6642,7 +6891,8 @@ def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decis
         return move_to(seen, chosen, {}, passed_over(seen, chosen, seen.record.failed,
                                                      configuration))
     return Decision("waiting: no other node answers that a scheduler could be started on; {}"
-                    .format(seen.reason(assigned)), healthy=False)
+                    .format("; ".join([seen.reason(assigned)] + list(map(str, seen.orders.drained)))
+                            ), healthy=False)
 
 
 def fence_an_unknown_node(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -6764,8 +7014,9 @@ def choose_another_node(seen: Observation, configuration: Any) -> Optional[Decis
         failed = mark_failed(record, assigned, why)
     chosen = choose_node(seen, configuration, failed)
     if chosen is None:
-        return Decision("waiting: no node of scheduler_nodes_in_cluster answers that a scheduler "
-                        "could be started on", healthy=False)
+        return Decision("; ".join(["waiting: no node of scheduler_nodes_in_cluster answers that a "
+                                   "scheduler could be started on"] + list(map(
+                                       str, seen.orders.drained))), healthy=False)
     if in_a_hurry(record, chosen, failed, configuration):
         return Decision("waiting: every node that answers has failed ({}); {} is tried next".format(
             "; ".join("{}: {}".format(node.node, node.why) for node in failed), chosen),
@@ -6801,6 +7052,8 @@ def passed_over(seen: Observation, chosen: str, failed: Sequence[FailedNode],
     for node in names[:names.index(chosen)]:
         if node in reasons:
             found.append("{}: {}".format(node, reasons[node]))
+        elif seen.orders.drain_of(node):
+            found.append(str(seen.orders.drain_of(node)))
         elif not seen.says_stopped(node):
             found += [seen.reason(node)] if node != assigned else []
         else:
@@ -6824,11 +7077,12 @@ def choose_node(seen: Observation, configuration: Any,
     """The assigned node if it may be tried, else the next in the list's order that answers.
 
     One that promises to fence itself goes before one that does not. When only failed nodes are
-    left, the one whose time is over first.
+    left, the one whose time is over first. A drained one is never chosen.
     """
     assigned = seen.record.active_scheduler_node
     candidates = [node for node in search_order(seen.record, configuration)
-                  if seen.answers(node) and seen.says_stopped(node) and seen.takes_starts(node)]
+                  if seen.answers(node) and seen.says_stopped(node) and seen.takes_starts(node)
+                  and not seen.orders.drain_of(node)]
     candidates.sort(key=lambda node: node != assigned and seen.facts.get(
         node, NO_FACTS).promise_s is None)
     until = {node.node: node.until_s for node in failed if node.until_s > seen.record.clock_s}
@@ -7108,6 +7362,7 @@ class FailoverController:
         self._runs = self._waits = False     # at the last turn: the scheduler ran; it was waited
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
         self._back: Set[str] = set()         # nodes that were left too early, to be listed again
+        self._without_s: Optional[float] = None   # how long none ran before the one that runs
 
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
@@ -7264,6 +7519,7 @@ class FailoverController:
             return None
         self._note_whether_it_runs(seen)
         self._tell_of_nodes_that_stay(seen)
+        self._remind(seen)
         decision = decide(seen, self._configuration)
         if decision.sentence != self.sentence and self._log.isEnabledFor(logging.DEBUG):
             self._log.debug("observation: %s", seen.to_text())
@@ -7328,7 +7584,8 @@ class FailoverController:
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
             self._attempt, self._sign(), alive_s,
             frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
-            self.lease.fell_back, self._raises, self._database_away_s(now))
+            self.lease.fell_back, self._raises, self._database_away_s(now),
+            self.records.orders)
 
     def _database_away_s(self, now: float) -> Optional[float]:
         failed_at = [self.jobs.failed_at]
@@ -7358,21 +7615,47 @@ class FailoverController:
                                  self._report("Nothing proves that none runs on {}.".format(
                                      seen.reason(node))))
 
+    def _remind(self, seen: Observation) -> None:
+        """Mail of a pause or of drained nodes again and again: they may have been forgotten."""
+        paused, drained = seen.record.paused, seen.orders.drained
+        before_s, now_s = seen.orders.reminded_s, seen.record.clock_s
+        interval_s = self._configuration.reminder_interval
+        if not paused and not drained:
+            reminded_s = None
+        elif before_s is None:
+            reminded_s = now_s
+        elif not interval_s or now_s - before_s < interval_s:
+            return
+        else:
+            reminded_s = now_s
+            words = ["{}. To end that: asfc.py undrain {}".format(one, one.node) for one in drained]
+            if paused:
+                words.insert(0, "asfc is paused, {}. To end that: asfc.py resume".format(paused))
+            self.alerts.post("asfc: a reminder, {}".format(
+                "asfc is paused" if paused else "drained: " + ", ".join(
+                    one.node for one in drained)), self._report("\n".join(words)))
+        if reminded_s != before_s:
+            self.records.change_orders(lambda orders: orders._replace(reminded_s=reminded_s))
+
     def _note_whether_it_runs(self, seen: Observation) -> None:
-        """Keep the time when the scheduler was last seen, and tell of the time without one."""
+        """Keep the time when the scheduler was last seen, and tell of the time without one.
+
+        Before it was started on the active scheduler node it may still run on another one.
+        """
         node = seen.record.active_scheduler_node
         runs = bool(node and seen.record.started and seen.runs_on(node))
+        elsewhere = not seen.record.started and any(map(seen.runs_on, seen.record.possible_nodes))
         if runs and node and not self._runs:
             since = seen.record.alive_at_s
-            without_s = None if since is None else round(seen.record.clock_s - since, 1)
+            self._without_s = None if since is None else round(seen.record.clock_s - since, 1)
             self._post("running", "the scheduler runs on {}".format(node),
-                       proof=seen.reports[node].reason, without_scheduler_s=without_s)
-        elif self._runs and not runs:
+                       proof=seen.reports[node].reason, without_scheduler_s=self._without_s)
+        elif self._runs and not runs and not elsewhere:
             self._post("lost", "the scheduler is not seen to run any more",
                        why=seen.reason(node) if node else "no node has it")
-        if runs:
+        if runs or elsewhere:
             self.lease.scheduler_runs()
-        self._runs = runs
+        self._runs = runs or elsewhere and self._runs
 
     def _sign(self) -> HealthSign:
         return best_sign(self.jobs.sign(), self.health.sign())
@@ -7410,6 +7693,8 @@ class FailoverController:
             self._log.warning("not done, the lease is not mine any more, or not confirmed: %s",
                               action)
             return False
+        if isinstance(action, CloseWish):
+            return self._close_wish(action.wish)
         if record.paused:
             return False
         if isinstance(action, ChangeRecord):
@@ -7421,6 +7706,15 @@ class FailoverController:
         if isinstance(action, StartScheduler):
             return record.possible_nodes == (action.node,) and self._start(action, stamp)
         return self._stop(action, stamp)
+
+    def _close_wish(self, wish: Wish) -> bool:
+        """Its outcome is written with the next heartbeat, and that is due now."""
+        if wish.outcome == DONE:
+            wish = wish._replace(without_scheduler_s=self._without_s)
+        self.records.change_orders(lambda orders: orders.closed(wish))
+        self._post("wish", "{} is {}".format(wish, wish.outcome), why=wish.why)
+        self._world.wake("heartbeat")
+        return True
 
     def _raise_term(self, action: RaiseTerm) -> bool:
         try:
@@ -7623,6 +7917,7 @@ class DryRun:
     def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, log: Any,
                  jobs: Optional[Any] = None, path: Optional[str] = None) -> None:
         self.record: Optional[ClusterRecord] = None
+        self.orders = NO_ORDERS
         self.views: Dict[str, NodeView] = {}   # this and the next are read by SignsOfLife
         self.read_at = 0.0
         self.health = HealthWatch(world, configuration, log)
@@ -7687,7 +7982,7 @@ class DryRun:
             now, record, record.instance, reports, None,
             best_sign(self.jobs.sign(), self.health.sign()),
             self._alive_s(now, reports.get(record.active_scheduler_node or "")), frozenset(),
-            {name: self._life.facts(name, stamp.pair) for name in names})
+            {name: self._life.facts(name, stamp.pair) for name in names}, orders=self.orders)
 
     def _take_in(self, records: Mapping[str, Record]) -> None:
         now, found = self._world.now(), records.get(CLUSTER)
@@ -7696,6 +7991,7 @@ class DryRun:
             if name.startswith(NODE_PREFIX):
                 self.views[node] = view_of(node, one, self.views.get(node), now)
         self.record = ClusterRecord.from_text(found.value) if found else None
+        self.orders = Orders.of(records)
         if found and found.version != self._seen_version:
             self._seen_version, self._seen_at = found.version, now
 
@@ -7760,6 +8056,7 @@ DEMO_SSH = """\
 #!/bin/sh
 # A stand-in for ssh: the last two arguments are the node and the command.
 while [ $# -gt 2 ]; do shift; done
+[ ! -e {directory}/"$1"/off ] || {{ echo "ssh: connect to $1: No route to host" >&2; exit 255; }}
 cd {directory}/"$1" || exit 255
 HOME=$PWD PATH={directory}/"$1"/bin:{directory}/bin:{path} SHELL=/bin/sh exec sh -c "$2"
 """
@@ -7776,6 +8073,12 @@ DEMO_PS = """\
     }}'
 """
 
+DEMO_CONTROLLER = """\
+import runpy, sys
+asfc = runpy.run_path(sys.argv[1], run_name="asfc")
+sys.exit(asfc["main"](sys.argv[3:], asfc["DemoWorld"](sys.argv[2])))
+"""
+
 DEMO_CONFIGURATION = """\
 [database]
 sql_alchemy_conn = sqlite:///{directory}/metadata.db
@@ -7785,16 +8088,35 @@ node_name = {node}
 poll_frequency = 1
 heartbeat_timeout = 8
 scheduler_restart_sleep_time = 2
+scheduler_restart_budget = 6
 logging_dir = {directory}/{node}/log
 ssh_command = {directory}/bin/ssh
 alert_to_email =
 """
 
 
+class DemoWorld(World):
+    """The door of a controller of the demo: it sees no scheduler but those of its node.
+
+    A node that fences itself ends each scheduler of its user that it sees, and here is but one
+    machine.
+    """
+
+    def __init__(self, home: str) -> None:
+        super().__init__()
+        self._home = home
+
+    def processes(self) -> List[LocalProcess]:
+        """All but the schedulers of others."""
+        return [process for process in super().processes() if not scheduler_kind(process.words)
+                or any(self._home in word for word in process.words)]
+
+
 class Demo:
     """Two controllers, a and b, on this machine, with a SQLite file and a stand-in scheduler.
 
-    Both are the real program as child processes; Airflow, ssh and the view of ps are stand-ins.
+    Both are the real program as child processes; Airflow, ssh and the view of processes are
+    stand-ins.
     The demo plays the operator and the faults: it is the one part that uses the system directly.
     """
 
@@ -7822,13 +8144,40 @@ class Demo:
         self.tell("kill -9 of the active controller, on a; the scheduler lives on")
         scheduler = self.pid_on("a")
         self.controllers["a"].kill()
-        if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a") \
+        if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a", 2) \
                 or self.pid_on("a") != scheduler:
             return False
+        return self.switch_over() and self.lose_power() and self.break_airflow()
+
+    def switch_over(self) -> bool:
+        self.tell("python3 asfc.py switchover --to b, on a")
+        verb = self.run("a", ["switchover", "--to", "b"], subprocess.PIPE, subprocess.STDOUT)
+        said = verb.communicate()[0].strip().splitlines()
+        self.tell("    " + (said or ["it said nothing"])[-1])
+        return verb.returncode == 0 and self.wait_for("no action: I am active, the scheduler "
+                                                      "runs on b", 15)
+
+    def lose_power(self) -> bool:
+        """The node of the scheduler and of the active controller is gone, without a word."""
+        self.tell("node b loses power, with the active controller and the scheduler on it")
+        off = os.path.join(self.directory, "b", "off")
+        open(off, "w").close()
+        self.controllers["b"].kill()
+        os.kill(self.pid_on("b"), signal.SIGKILL)
+        if not self.wait_for("active in term 3", 20) \
+                or not self.wait_for("starting the scheduler on a", 30) \
+                or not self.wait_for("no action: I am active, the scheduler runs on a", 15):
+            return False
+        self.tell("node b has power again")
+        os.remove(os.path.join(self.directory, "b", ".asfc", "fence"))   # void after a boot
+        os.remove(off)
+        return self.start_again("b", 3)
+
+    def break_airflow(self) -> bool:
         self.tell("Airflow on a is broken, and its scheduler is killed")
         open(os.path.join(self.directory, "a", "broken"), "w").close()
-        os.kill(scheduler, signal.SIGKILL)
-        return self.wait_for("the start on a failed", 25) and \
+        os.kill(self.pid_on("a"), signal.SIGKILL)
+        return self.wait_for("moving the scheduler to b from a", 30) and \
             self.wait_for("no action: I am active, the scheduler runs on b", 15)
 
     def lay_out(self) -> None:
@@ -7846,25 +8195,30 @@ class Demo:
                 file.write(text)
             os.chmod(path, 0o755)
 
-    def start_controller(self, node: str) -> None:
+    def run(self, node: str, words: List[str], stdout: int, stderr: int) -> subprocess.Popen:
+        """This program as a child, on a node."""
         home = os.path.join(self.directory, node)
         environment = {name: value for name, value in os.environ.items()
                        if not name.startswith("AIRFLOW")}
         environment.update(HOME=home, SHELL="/bin/sh", PATH=":".join(
             [home + "/bin", self.directory + "/bin", os.environ["PATH"]]))
-        self.tell("python3 asfc.py start, on " + node)
-        self.controllers[node] = child = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "start"], env=environment, cwd=home,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        return subprocess.Popen(
+            [sys.executable, "-c", DEMO_CONTROLLER, os.path.abspath(__file__), home + "/"] + words,
+            env=environment, cwd=home, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
             universal_newlines=True)
+
+    def start_controller(self, node: str) -> None:
+        self.tell("python3 asfc.py start, on " + node)
+        self.controllers[node] = child = self.run(
+            node, ["start"], subprocess.DEVNULL, subprocess.PIPE)
         threading.Thread(target=self.follow, args=(child,), daemon=True).start()
 
-    def start_again(self, node: str) -> bool:
+    def start_again(self, node: str, term: int) -> bool:
         """Have the controller back on its node: without one, the node takes no starts."""
         fence = os.path.join(self.directory, node, ".asfc", "fence")
         deadlines = {World().read_text(fence)}
         self.start_controller(node)
-        if not self.wait_for("[{} term 2] standby: ".format(node), 15):
+        if not self.wait_for("[{} term {}] standby: ".format(node, term), 15):
             return False
         end = time.monotonic() + 10
         while time.monotonic() < end:
@@ -7945,9 +8299,9 @@ def verb_demo(world: World, arguments: Any) -> int:
     """Show on this one machine, without Airflow and without root, what asfc does.
 
     Two controllers with a SQLite file and a stand-in scheduler run in a temporary directory. The
-    scheduler is killed, then the active controller, which joins again as a standby; then the start
-    is broken on one node. A timeline is printed; it takes less than a minute and leaves nothing
-    behind.
+    scheduler is killed, then the active controller, which joins again as a standby. The scheduler
+    is moved by switchover; its node loses power; then the start is broken on one node. A timeline
+    is printed; it takes about a minute and leaves nothing behind.
     """
     import shutil
     import tempfile
@@ -8062,7 +8416,7 @@ def verb_metadata(world: World, arguments: Any) -> int:
     if arguments.json:
         print(json.dumps(metadata_fields(records, now, differ, worst), indent=2))
         return 0
-    print_metadata(record, now, nodes)
+    print_metadata(record, now, nodes, Orders.of(records))
     for sentence in differ:
         print("differs: " + sentence)
     print("{}\nat the longest, with the configuration of this host (s: the scheduler's own "
@@ -8110,6 +8464,7 @@ def metadata_fields(records: Mapping[str, Record], now: str, differ: Sequence[st
                                   silence_s=None if one.promise_s is None
                                   else silence_s(one.promise_s))
                        for node, (version, one) in node_records(records).items()}
+    fields["orders"] = json.loads(Orders.of(records).to_text())
     fields["differences"] = list(differ)
     fields["worst_cases"] = [dict(case._asdict()) for case in worst]
     fields["history"] = [dict(event._asdict()) for event in history_events(records)]
@@ -8117,7 +8472,8 @@ def metadata_fields(records: Mapping[str, Record], now: str, differ: Sequence[st
 
 
 def print_metadata(record: Optional[ClusterRecord], now: str,
-                   nodes: Mapping[str, Tuple[int, NodeRecord]]) -> None:
+                   nodes: Mapping[str, Tuple[int, NodeRecord]],
+                   orders: Orders = NO_ORDERS) -> None:
     """The original's four lines with their labels, then the rest for people."""
     print("{0}\nMetadata of asfc\n{0}".format(RULER))
     print("active_failover_node: {}".format(record.holder or None if record else None))
@@ -8130,6 +8486,10 @@ def print_metadata(record: Optional[ClusterRecord], now: str,
         RULER, record.cluster, record.term, record.move))
     print("paused: {}".format(record.paused or None))
     print("possible_nodes: {}".format(", ".join(record.possible_nodes) or None))
+    for drain in orders.drained:
+        print("drained: {}".format(drain))
+    if orders.open_wish:
+        print("under way: {}".format(orders.open_wish))
     for vouch in record.vouched:
         lapsed = vouch.version != nodes.get(vouch.node, (None,))[0]
         print("vouched: {}, {}{}".format(
@@ -8172,10 +8532,7 @@ def verb_history(world: World, arguments: Any) -> int:
         print(json.dumps([dict(event._asdict()) for event in events], indent=2))
         return 0
     for event in events:
-        print("{}  {:<6} {}  {}".format(
-            event.at, str(Pair(event.term, event.move)), event.node, event.what))
-        for label, words in reasons_of(event):
-            print("{:>33} {}".format(label + ":", words))
+        print_event(event)
     if not events:
         print("No event has been written down.")
     return 0
@@ -8188,6 +8545,14 @@ def reasons_of(event: HistoryEvent) -> List[Tuple[str, str]]:
     if event.without_scheduler_s is not None:
         found.append(("time", "{:.1f} s without a scheduler".format(event.without_scheduler_s)))
     return found
+
+
+def print_event(event: HistoryEvent) -> None:
+    print("{}  {:<6} {}  {}".format(
+        event.at, str(Pair(event.term, event.move)), event.node, event.what))
+    for label, words in reasons_of(event):
+        print("{:>33} {}".format(label + ":", words))
+    sys.stdout.flush()
 
 
 # -- the cluster at a glance
@@ -9242,6 +9607,354 @@ def resume(world: World, configuration: Any, metadata: MetadataService) -> int:
     return 0
 
 
+# -- moving the scheduler on purpose
+
+
+class Steering:
+    """What an operator does to where the scheduler runs: writes wishes, and follows them.
+
+    The verbs only write the record `orders`, on condition of its version. All that is done to nodes
+    is done by the active controller. Refusals raise RefusedError before anything is written.
+    """
+    MOST_S = 3600.0
+
+    def __init__(self, world: World, configuration: Any, metadata: MetadataService,
+                 nodes: Any, quiet: bool = False) -> None:
+        self._world = world
+        self._configuration = configuration
+        self._metadata = metadata
+        self._nodes = nodes
+        self._quiet = quiet          # prints nothing: one JSON object is printed at the end
+        self._known: List[HistoryEvent] = []
+        self.events: List[HistoryEvent] = []   # what has happened since
+
+    def say(self, sentence: str) -> None:
+        if not self._quiet:
+            print(sentence, flush=True)
+
+    # -- before a wish is written
+
+    def _cluster(self, records: Mapping[str, Record]) -> ClusterRecord:
+        """The cluster's record, if a wish makes sense now. Raises RefusedError if none does."""
+        record, wish = cluster_record(records), Orders.of(records).open_wish
+        if record is None or not record.active_scheduler_node:
+            raise RefusedError("it is not known yet where the scheduler runs: is a controller "
+                               "active? See asfc.py metadata")
+        if record.paused:
+            raise RefusedError("asfc is paused, {}: resume first".format(record.paused))
+        if not record.holder:
+            raise RefusedError("no controller is active, so nobody would do it")
+        if wish and record.clock_s < wish.until_s:
+            raise RefusedError("{} is under way: wait for its end".format(wish))
+        return record
+
+    def choose(self, names: Sequence[str], forced: bool) -> Tuple[str, ClusterRecord]:
+        """The first of the nodes that can take the scheduler. Raises RefusedError if none can.
+
+        They have to answer here, and their own controllers to write their records meanwhile.
+        """
+        records = self._metadata.read_all()
+        record = self._cluster(records)
+        against = {node: self._known_against(node, record, records, forced) for node in names}
+        asked = [node for node in names if not against[node]]
+        if asked:
+            reports = self._nodes.look(asked)
+            still = self._standing_still(records, [CLUSTER] + [NODE_PREFIX + node for node in asked
+                                                               if reports[node].answered])
+            if CLUSTER in still:
+                raise RefusedError("the active controller, on {}, does not write its heartbeat: "
+                                   "wait until another one has taken over".format(record.holder))
+            for node in asked:
+                if not reports[node].answered:
+                    against[node] = "{} does not answer: {}".format(node, reports[node].reason)
+                elif NODE_PREFIX + node in still:
+                    against[node] = "the controller on {} does not write its record".format(node)
+        able = [node for node in names if not against[node]]
+        if not able:
+            raise RefusedError("; ".join(against[node] for node in names)
+                               or "there is no other node in scheduler_nodes_in_cluster")
+        return ([node for node in able if self._promises(records, node)] or able)[0], record
+
+    def _known_against(self, node: str, record: ClusterRecord, records: Mapping[str, Record],
+                       forced: bool) -> str:
+        """What the metadata says against a node; or ""."""
+        drain = Orders.of(records).drain_of(node)
+        if node not in self._configuration.scheduler_nodes_in_cluster:
+            return "{} is not in scheduler_nodes_in_cluster ({})".format(
+                node, ", ".join(self._configuration.scheduler_nodes_in_cluster))
+        if node == record.active_scheduler_node:
+            return "{} is the active scheduler node already".format(node)
+        if drain and not forced:
+            return str(drain)
+        if failed_now(record, node) and not forced:
+            return "{} has failed and is passed over for {:.0f} s more: {}".format(
+                node, *[(one.until_s - record.clock_s, one.why) for one in record.failed
+                        if one.node == node][0])
+        return ""
+
+    def _standing_still(self, before: Mapping[str, Record], names: Sequence[str]) -> List[str]:
+        """Those of the records that do not change within i + c_m + r; it returns when all have."""
+        ends_at = self._world.now() + watch_s(self._configuration, before)
+        while True:
+            now = self._metadata.read_all()
+            still = [name for name in names if name not in now or name in before
+                     and now[name].version == before[name].version]
+            if not still or self._world.now() >= ends_at:
+                return still
+            self._world.sleep(min(RETRY_INTERVAL_S, max(0.1, ends_at - self._world.now())))
+
+    @staticmethod
+    def _promises(records: Mapping[str, Record], node: str) -> bool:
+        found = node_records(records).get(node)
+        return bool(found and found[1].promise_s is not None)
+
+    def others(self, home: Optional[str]) -> Sequence[str]:
+        """The other nodes in the order in which a move tries them."""
+        names = list(self._configuration.scheduler_nodes_in_cluster)
+        place = names.index(home) + 1 if home in names else 0
+        return [node for node in names[place:] + names[:place] if node != home]
+
+    def home(self) -> Optional[str]:
+        record = cluster_record(self._metadata.read_all())
+        return record.active_scheduler_node if record else None
+
+    # -- the wish
+
+    def wish(self, target: str, record: ClusterRecord, limit_s: float, forced: bool = False,
+             to_drain: str = "") -> Wish:
+        by = person(self._world) + (to_drain and ", to drain " + to_drain)
+        return Wish(self._world.random_id(), "failover" if forced else "switchover", target, by,
+                    self._world.utc_text(), record.clock_s + limit_s, forced)
+
+    def limit_s(self, forced: bool) -> float:
+        """How long a move may take at the longest by these settings, a takeover in it too."""
+        one = self._configuration
+        limit_s = (3 * one.heartbeat_timeout + 4 * one.poll_frequency + one.stop_timeout_s
+                   + one.scheduler_start_timeout + one.settle_s + one.scheduler_restart_sleep_time)
+        if forced:
+            limit_s += 2 * silence_s(one.promise_s) + one.fence_timeout
+        return min(self.MOST_S, limit_s)
+
+    def ask(self, wish: Wish) -> None:
+        """Write the wish. Raises RefusedError when another one is open by now."""
+        self._known = history_events(self._metadata.read_all())
+
+        def asked(records: Mapping[str, Record]) -> Orders:
+            self._cluster(records)
+            orders = Orders.of(records)
+            if wish.forced:
+                orders = orders.without_drain(wish.target)
+            return orders._replace(wish=wish)
+        self._metadata.change_orders(asked)
+        self.say("{}: written down for the active controller".format(wish))
+
+    def set_drain(self, node: str, drain: Optional[Drain]) -> bool:
+        """Write that a node is drained, or is not any more; whether that changes anything."""
+        def changed(records: Mapping[str, Record]) -> Optional[Orders]:
+            orders, record = Orders.of(records), cluster_record(records)
+            known = set(self._configuration.scheduler_nodes_in_cluster) | set(node_records(records))
+            if drain and node not in known.union(record.possible_nodes if record else ()):
+                raise RefusedError("{} is no node of this cluster (those are: {})".format(
+                    node, ", ".join(sorted(known))))
+            if bool(orders.drain_of(node)) == bool(drain):
+                return None
+            return orders.without_drain(node)._replace(drained=orders.drained + (drain,)) \
+                if drain else orders.without_drain(node)
+        orders = self._metadata.change_orders(changed)
+        if orders is None:
+            self.say("{} is {}.".format(node, "drained already" if drain else "not drained"))
+            return False
+        record = cluster_record(self._metadata.read_all()) or ClusterRecord("")
+        by = "by {}".format(person(self._world))
+        if drain is None:
+            note_in_history(self._world, self._configuration, self._metadata, record, "undrained",
+                            node + " was undrained", by)
+            self.say("{} may have the scheduler again.".format(node))
+            return True
+        note_in_history(self._world, self._configuration, self._metadata, record, "drained",
+                        node + " was drained", by + (drain.reason and ": " + drain.reason))
+        self.say("{} is drained: no scheduler is started there until `undrain`.".format(node))
+        return True
+
+    def follow(self, wish: Wish, limit_s: float) -> Wish:
+        """Wait for the wish's outcome, and tell what happens. At the limit it is cancelled."""
+        ends_at = self._world.now() + limit_s + self._configuration.heartbeat_timeout
+        told = ""
+        while True:
+            try:
+                records = self._metadata.read_all()
+                self._tell_news(records)
+                found = Orders.of(records).wish
+                if found is None or found.id != wish.id:
+                    return wish._replace(outcome=FAILED, why="another one has taken its place")
+                if found.outcome:
+                    return found
+                if self._world.now() >= ends_at:
+                    self.cancel(wish, "nobody has done it in time")
+                    ends_at += RETRY_INTERVAL_S
+            except MetadataError as error:
+                if str(error) != told:
+                    told = str(error)
+                    self.say("asfc: {}; trying again".format(error))
+                if self._world.now() >= ends_at + self._configuration.heartbeat_timeout:
+                    raise
+            self._world.sleep(RETRY_INTERVAL_S)
+
+    def cancel(self, wish: Wish, why: str) -> None:
+        """Close an open wish. What has begun is then ended or undone by asfc's own rules."""
+        def cancelled(records: Mapping[str, Record]) -> Optional[Orders]:
+            orders = Orders.of(records)
+            changed = orders.closed(wish._replace(outcome=CANCELLED, why=why))
+            return changed if changed != orders else None
+        self._metadata.change_orders(cancelled)
+
+    def _tell_news(self, records: Mapping[str, Record]) -> None:
+        """Print the events that are new since the last look."""
+        events = history_events(records)
+        kept = [place for place, event in enumerate(events) if event in self._known]
+        fresh = events[kept[-1] + 1:] if kept else events
+        self._known = events
+        self.events += fresh
+        for event in fresh if not self._quiet else ():
+            print_event(event)
+
+    def carry_through(self, wish: Wish, limit_s: float) -> Wish:
+        """Write a wish and follow it to its end; Ctrl-C cancels it."""
+        self.ask(wish)
+        try:
+            return self.follow(wish, limit_s)
+        except KeyboardInterrupt:
+            self.cancel(wish, "cancelled by " + person(self._world))
+            print("asfc: cancelled; if the scheduler was stopped already, asfc starts it by its "
+                  "own rules", file=sys.stderr)
+            raise
+
+
+MOVE_STATUSES = {DONE: 0, REFUSED: RefusedError.exit_status}   # all else: 1
+
+
+def tell_outcome(steering: Steering, as_json: bool, wish: Wish, **more: Any) -> int:
+    """Print how it ended, by words or as JSON. Returns the exit status."""
+    if as_json:
+        fields = dict(wish._asdict(), **more)
+        fields["events"] = [dict(event._asdict()) for event in steering.events]
+        print(json.dumps(fields, indent=2, sort_keys=True))
+    else:
+        print("{} is {}: {}{}".format(
+            wish, wish.outcome, wish.why, "" if wish.without_scheduler_s is None else
+            "; {:.1f} s without a scheduler".format(wish.without_scheduler_s)))
+    return MOVE_STATUSES.get(wish.outcome, 1)
+
+
+def steer(world: World, arguments: Any, play: Callable[[Steering], int]) -> int:
+    """Play a verb with all that it needs; with --json a refusal is an object, too."""
+    configuration = load_configuration(world, arguments)
+    try:
+        return play(Steering(world, configuration, metadata_service(world, configuration),
+                             Nodes(world, configuration), arguments.json))
+    except RefusedError as error:
+        if arguments.json:
+            print(json.dumps({"outcome": REFUSED, "why": str(error)}, indent=2, sort_keys=True))
+        raise
+
+
+def verb_switchover(world: World, arguments: Any) -> int:
+    """Move the scheduler to another node in order: it is stopped here and started there.
+
+    Without --to the next node of the list that can take it is chosen. Nothing is stopped before
+    that node has answered. It waits, and tells each step with its proof and how long there was no
+    scheduler. Ctrl-C cancels. Exit status: 0 done; 1 failed, cancelled or not done in time; 75
+    refused, nothing was stopped.
+    """
+    return steer(world, arguments, lambda steering: switchover(
+        steering, arguments.to, arguments.timeout, arguments.json))
+
+
+def switchover(steering: Steering, target: Optional[str], limit_s: Optional[float] = None,
+               as_json: bool = False) -> int:
+    limit_s = limit_s or steering.limit_s(False)
+    names = [target] if target else steering.others(steering.home())
+    chosen, record = steering.choose(names, False)
+    wish = steering.carry_through(steering.wish(chosen, record, limit_s), limit_s)
+    return tell_outcome(steering, as_json, wish, origin=record.active_scheduler_node)
+
+
+def verb_failover(world: World, arguments: Any) -> int:
+    """Move the scheduler to a node by force, also away from a node that does not answer.
+
+    That node need not stop it in order: the scheduler is started as soon as it is proved that none
+    runs there, by its silence or by fence_command. Proof is never skipped. The target may be
+    drained, which ends, or have failed. It is asked first, unless --yes is given. Exit statuses as
+    for switchover.
+    """
+    return steer(world, arguments, lambda steering: failover(
+        world, steering, arguments.to, arguments.yes, arguments.timeout, arguments.json))
+
+
+def failover(world: World, steering: Steering, target: str, is_sure: bool,
+             limit_s: Optional[float] = None, as_json: bool = False) -> int:
+    limit_s = limit_s or steering.limit_s(True)
+    chosen, record = steering.choose([target], True)
+    if not is_sure:
+        sure = world.ask("Move the scheduler from {} to {} by force? [yes/no] ".format(
+            record.active_scheduler_node, target))
+        if sure is None:
+            raise RefusedError("there is no terminal to ask on: use --yes")
+        if sure.lower() not in ("yes", "y"):
+            raise RefusedError("it was not confirmed: nothing was written")
+    wish = steering.carry_through(steering.wish(chosen, record, limit_s, forced=True), limit_s)
+    return tell_outcome(steering, as_json, wish, origin=record.active_scheduler_node)
+
+
+def verb_drain(world: World, arguments: Any) -> int:
+    """Take a node out of service: no scheduler is started there until `undrain`.
+
+    When it has the scheduler, that is moved to the next node as by switchover; where none can take
+    it, it stays. Exit status: 0 drained, and the scheduler is elsewhere; 1 drained, but the
+    scheduler is still there; 75 refused, nothing was written.
+    """
+    return steer(world, arguments, lambda steering: drain(
+        world, steering, arguments.node, arguments.reason, arguments.timeout, arguments.json))
+
+
+def drain(world: World, steering: Steering, node: str, reason: str = "",
+          limit_s: Optional[float] = None, as_json: bool = False) -> int:
+    """Write that a node is drained, then move the scheduler if it is there. Exit status 0 or 1."""
+    limit_s = limit_s or steering.limit_s(False)
+    steering.set_drain(node, Drain(node, person(world), world.utc_text(), reason))
+    home = steering.home()
+    moved = Wish("", "switchover", "", person(world), world.utc_text(), 0.0, outcome=DONE,
+                 why="the scheduler is not on it")
+    if home == node:
+        try:
+            chosen, record = steering.choose(steering.others(node), False)
+            moved = steering.carry_through(
+                steering.wish(chosen, record, limit_s, to_drain=node), limit_s)
+        except RefusedError as error:
+            moved = moved._replace(outcome=REFUSED, why=str(error))
+    if as_json:
+        tell_outcome(steering, True, moved, verb="drain", node=node)
+    elif moved.id:
+        tell_outcome(steering, False, moved)
+    if moved.outcome != DONE:
+        steering.say("{0} is drained, but the scheduler stays there for now: {1}. Try `switchover` "
+                     "later, or take it back: asfc.py undrain {0}".format(node, moved.why))
+    return 0 if moved.outcome == DONE else 1
+
+
+def verb_undrain(world: World, arguments: Any) -> int:
+    """Have a drained node take part again: a scheduler may be started there. None is moved."""
+    return steer(world, arguments, lambda steering: undrain(
+        steering, arguments.node, arguments.json))
+
+
+def undrain(steering: Steering, node: str, as_json: bool = False) -> int:
+    changed = steering.set_drain(node, None)
+    if as_json:
+        print(json.dumps({"verb": "undrain", "node": node, "changed": changed}, indent=2))
+    return 0
+
+
 def verb_send_test_email(world: World, arguments: Any) -> int:
     """Send the alert mail with "This is a TEST ALERT", now, and say whether it was taken."""
     configuration = load_configuration(world, arguments)
@@ -9439,7 +10152,9 @@ VERBS: Dict[str, Callable[[World, Any], int]] = {
     "metadata": verb_metadata, "send_test_email": verb_send_test_email,
     "get_current_host": verb_get_current_host, "start": verb_start, "history": verb_history,
     "status": verb_status, "check": verb_check, "confirm_dead": verb_confirm_dead,
-    "pause": verb_pause, "resume": verb_resume, "replay": verb_replay, "demo": verb_demo}
+    "pause": verb_pause, "resume": verb_resume, "switchover": verb_switchover,
+    "failover": verb_failover, "drain": verb_drain, "undrain": verb_undrain,
+    "replay": verb_replay, "demo": verb_demo}
 
 _FLAG: Dict[str, Any] = {"action": "store_true", "default": False}
 
@@ -9455,6 +10170,17 @@ def _pause(text: str) -> float:
         raise argparse.ArgumentTypeError("{!r} is not a number of seconds from 0.1 on".format(text))
     return float(text)
 
+
+def _seconds_given(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]+)?", text) or not 1 <= float(text) <= 3600:
+        raise argparse.ArgumentTypeError("{!r} is not a number of seconds, 1 to 3600".format(text))
+    return float(text)
+
+
+_JSON = ("--json", dict(_FLAG, help="one JSON object at the end, for scripts"))
+_TIMEOUT: Tuple[str, Dict[str, Any]] = ("--timeout", {
+    "metavar": "SECONDS", "type": _seconds_given, "default": None,
+    "help": "give it up after so long; else as long as it may take by the settings"})
 
 # The arguments of each verb: the name, and what argparse is told of it.
 VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
@@ -9474,6 +10200,17 @@ VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
         ("node", {"metavar": "NODE", "help": "the node that is powered off, for certain"}),
         ("--yes", dict(_FLAG, help="ask nothing"))),
     "pause": (("--reason", {"metavar": "TEXT", "default": "", "help": "is shown to everybody"}),),
+    "switchover": (
+        ("--to", {"metavar": "NODE", "default": None, "help": "the node; else the next that can"}),
+        _TIMEOUT, _JSON),
+    "failover": (
+        ("--to", {"metavar": "NODE", "required": True, "help": "the node"}),
+        ("--yes", dict(_FLAG, help="ask nothing")), _TIMEOUT, _JSON),
+    "drain": (
+        ("node", {"metavar": "NODE", "help": "the node that is to have no scheduler"}),
+        ("--reason", {"metavar": "TEXT", "default": "", "help": "is shown to everybody"}),
+        _TIMEOUT, _JSON),
+    "undrain": (("node", {"metavar": "NODE", "help": "the node that was drained"}), _JSON),
     "start": (
         ("--dry-run", dict(_FLAG, help="decide and tell, and do nothing")),
         ("--save", {"metavar": "FILE", "default": None,
@@ -9483,7 +10220,8 @@ VERB_ARGUMENTS: Dict[str, Tuple[Tuple[str, Dict[str, Any]], ...]] = {
 EXIT_STATUSES = """\
 exit statuses:
   0   done; for is_scheduler_running: one scheduler runs; for check: no problem
-  1   a test failed, or the answer is no; for check: a problem
+  1   a test failed, or the answer is no; for check: a problem; switchover, failover, drain: not
+      moved
   2   the command line can't be understood
   3   is_scheduler_running: it is not known
   4   is_scheduler_running: more than one runs

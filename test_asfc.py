@@ -6152,7 +6152,7 @@ def settings(**changes):
         state_dir_here="/home/airflow/.asfc", on_metadata_loss="stop", fence_grace_time=5.0,
         fence_command="", fence_timeout=60.0, on_event_command="", on_event_timeout=30.0,
         promise_s=29.5, scheduler_user="", airflow_scheduler_start_command="",
-        airflow_scheduler_stop_command="")
+        airflow_scheduler_stop_command="", reminder_interval=86400.0)
     for name, value in changes.items():
         setattr(found, name, value)
     return found
@@ -7038,6 +7038,81 @@ class RecordsThatSpeakForTheirNodes(unittest.TestCase):
         self.assertEqual(told(), silent, "what it does not know it can't tell")
 
 
+class OrdersTest(unittest.TestCase):
+    """The record of what people want, and records that a later release has written."""
+
+    def setUp(self):
+        self.bench = ControllerBench()
+        self.lease = self.bench.controller("a")
+        for _ in range(3):
+            self.beat()
+
+    def beat(self):
+        self.bench.time += 3
+        self.lease.beat()
+
+    def put(self, text):
+        found = self.bench.records.get("orders")
+        self.bench.records["orders"] = asfc.Record((found.version if found else 0) + 1, text)
+
+    def stored(self):
+        return asfc.Orders.of(self.bench.records)
+
+    def test_what_a_later_release_adds_to_a_record_is_passed_over(self):
+        def with_more(text, *path):
+            fields = json.loads(text)
+            place = functools.reduce(lambda found, key: found[key], path, fields)
+            place["of_a_later_release"] = [1]
+            return json.dumps(fields)
+        cluster = asfc.ClusterRecord("id", 3, paused="by ann")
+        node, event = asfc.NodeRecord("a", "x", 4), asfc.HistoryEvent("10:00", "a", 1, 2, "moved")
+        orders = to_go("c", "ab")
+        self.assertEqual(asfc.ClusterRecord.from_text(with_more(cluster.to_text())), cluster)
+        self.assertEqual(asfc.NodeRecord.from_text(with_more(node.to_text())), node)
+        self.assertEqual(asfc.HistoryEvent.all_from_text(with_more(
+            asfc.history_text([event]), "events", 0)), [event])
+        for path in ((), ("wish",), ("drained", 1)):
+            self.put(with_more(orders.to_text(), *path))
+            self.assertEqual(self.stored(), orders)
+
+    def test_changes_are_written_with_the_heartbeat_once_and_beside_what_a_verb_writes(self):
+        self.assertNotIn("orders", self.bench.records)
+        self.lease.nodes.change_orders(lambda orders: orders._replace(reminded_s=7.0))
+        self.assertEqual(self.lease.nodes.orders.reminded_s, 7.0, "at once to its own controller")
+        self.put(to_go("c", "b").to_text())   # just before
+        self.beat()
+        self.beat()
+        self.assertEqual(self.stored(), to_go("c", "b")._replace(reminded_s=7.0))
+        version = self.bench.records["orders"].version
+        self.bench.fail = "after"             # written, and the reply is lost
+        self.lease.nodes.change_orders(lambda orders: orders.closed(
+            to_go("c", outcome="done").wish))
+        self.beat()
+        self.bench.fail = ""
+        self.beat()
+        self.beat()
+        self.assertEqual((self.stored().wish.outcome, self.bench.records["orders"].version),
+                         ("done", version + 1))
+
+    def test_only_the_wish_that_is_open_is_closed(self):
+        closing = to_go("c", outcome="done").wish
+        for orders in (to_go("b", id="w2"), to_go("c", outcome="cancelled"), drained("a")):
+            self.assertEqual(orders.closed(closing), orders)
+        self.assertEqual(to_go("c").closed(closing).wish, closing)
+
+    def test_orders_of_another_format_are_told_once_and_left_alone(self):
+        for text in (to_go("c").to_text().replace('"format": 1', '"format": 2'), "{", "[]"):
+            with self.assertLogs(self.bench.log, "WARNING") as told:
+                self.put(text)
+                self.lease.nodes.change_orders(lambda orders: orders._replace(reminded_s=7.0))
+                self.beat()
+                self.beat()
+            self.assertEqual(len(told.records), 1)
+            self.assertEqual(self.bench.records["orders"].value, text)
+            with self.assertRaises(asfc.MetadataError):
+                self.stored()
+
+
 class NodesBench:
     """Stands for Nodes in an OwnNode: it answers with the report that it was given."""
 
@@ -7709,7 +7784,7 @@ def report_of(node, state, pair=PAIR, **fields):
 
 
 def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_SIGN, alive_s=500.0,
-             cleaned=(), facts=None, fell_back=False, raises=0, **fields):
+             cleaned=(), facts=None, fell_back=False, raises=0, orders=asfc.NO_ORDERS, **fields):
     record = asfc.ClusterRecord(
         cluster="cluster", term=3, move=5, holder="a", instance="me",
         possible_nodes=tuple(possible), assigned=True, started=True,
@@ -7719,7 +7794,7 @@ def observed(possible, states, now=5000.0, attempt=None, health=asfc.NO_HEALTH_S
     for node in "abc":
         reports.setdefault(node, report_of(node, "stopped"))
     return asfc.Observation(now, record, "me", reports, attempt, health, alive_s,
-                            frozenset(cleaned), facts or {}, fell_back, raises)
+                            frozenset(cleaned), facts or {}, fell_back, raises, orders=orders)
 
 
 def in_words(decision):
@@ -7735,6 +7810,8 @@ def in_words(decision):
             words.append("fence " + action.node)
         elif isinstance(action, asfc.RaiseTerm):
             words.append("raise above {}".format(action.above))
+        elif isinstance(action, asfc.CloseWish):
+            words.append(action.wish.outcome)
         else:
             verb = "start" if isinstance(action, asfc.StartScheduler) else "stop"
             words.append(verb + " " + action.node)
@@ -7754,6 +7831,17 @@ SILENT = asfc.NodeFacts(7, 29.5, 33.0, 33.0, 2, True)
 VOUCHED = (asfc.Vouch("a", 7, "op confirmed that it is off"),)
 STUCK = asfc.HealthSign(True, "12:00:00", 31.0)
 SEEN = asfc.Attempt("a", asfc.Pair(3, 5), 4990.0, "", seen_at=4991.0)
+
+
+def to_go(target, drained="", **fields):
+    """Orders with an open wish for a node, and with drained nodes."""
+    wish = asfc.Wish("w1", "switchover", target, "ann on b", "10:00", 9100.0)._replace(**fields)
+    return asfc.Orders(tuple(asfc.Drain(node, "ann on b", "09:00", "disks") for node in drained),
+                       wish)
+
+
+def drained(nodes):
+    return to_go("", nodes)._replace(wish=None)
 
 
 def starts_at(*times):
@@ -7994,8 +8082,120 @@ class DecisionTest(unittest.TestCase):
             observed("a", {"a": "running"}, failed=FAILED_A), "failed", "no action"),
     }
 
+    # the same, of what people want
+    STEERED = {
+        "a wish: the target is the last possible node first, and nothing is stopped yet": (
+            observed("a", {"a": "running"}, orders=to_go("c")), "possible=ac new",
+            "moving the scheduler to c from a: pid 70 runs (the switchover to c, asked for by ann"),
+        "then the scheduler is stopped": (
+            observed("ac", {"a": "running"}, orders=to_go("c"), started=False), "stop a",
+            "stopping the scheduler on a for the switchover to c"),
+        "then proof, and the start": (
+            observed("ac", {}, orders=to_go("c"), started=False), "possible=c; start c",
+            "starting the scheduler on c, term 3: a: none runs; c: none runs"),
+        "the start is under way": (
+            observed("c", {"c": "starting"}, orders=to_go("c")), "", "starting: c"),
+        "it runs, and it is not clear yet whether it lives on": (
+            observed("c", {"c": "running"}, orders=to_go("c"), attempt=SEEN._replace(node="c")), "",
+            "watching whether it lives on"),
+        "it has lived on": (
+            observed("c", {"c": "running"}, orders=to_go("c"), attempt=SEEN._replace(
+                node="c", seen_at=4960.0)), "done", "is done: the scheduler runs on c"),
+        "a new active controller finds it running": (
+            observed("c", {"c": "running"}, orders=to_go("c")), "done", "is done"),
+        "a wish that is closed is nothing": (
+            observed("a", {"a": "running"}, orders=to_go("c", outcome="failed")), "", "no action"),
+        "closed half-way: what runs is the one again": (
+            observed("ac", {"a": "running"}, orders=to_go("c", outcome="failed"), started=False),
+            "possible=ca new", "runs on a is the one"),
+        "its time is over": (
+            observed("ac", {"a": "running"}, orders=to_go("c", until_s=8999.0), started=False),
+            "failed", "not done in time"),
+        "the start on the target failed": (
+            observed("a", {}, orders=to_go("a"), failed=FAILED_A), "failed",
+            "the start on a failed: died"),
+        "paused": (
+            observed("a", {"a": "running"}, orders=to_go("c"), paused="by op"), "refused",
+            "PAUSED (by op)"),
+        "the target does not answer": (
+            observed("a", {"a": "running", "c": "silent"}, orders=to_go("c")), "refused",
+            "is refused: c: no answer within 5 s"),
+        "it fell silent when it was the last possible node": (
+            observed("ac", {"a": "running", "c": "silent"}, orders=to_go("c"), started=False),
+            "failed", "is failed: c: no answer"),
+        "only its record answers": (
+            observed("a", {"a": "running", "c": report_of("c", "stopped", by_record=True)},
+                     orders=to_go("c")), "refused", "c: none runs"),
+        "its answer is not of this move": (
+            observed("ac", {"a": "running", "c": report_of("c", "stopped", asfc.Pair(3, 4))},
+                     orders=to_go("c"), started=False), "failed", "c: none runs"),
+        "its promise has run out": (
+            observed("a", {"a": "running"}, orders=to_go("c"), facts={
+                "c": asfc.NodeFacts(7, 29.5, 16.0, 1.0)}), "refused", "its promise has run out"),
+        "it has failed": (
+            observed("a", {"a": "running"}, orders=to_go("c"), failed=FAILED_ALL), "refused",
+            "c has failed"),
+        "it has failed, and is forced": (
+            observed("a", {"a": "running"}, orders=to_go("c", forced=True), failed=FAILED_ALL),
+            "possible=ac new", "moving the scheduler to c"),
+        "it has failed, is assigned and not started, and is forced": (
+            observed("ac", {"a": "running"}, orders=to_go("c", forced=True), failed=FAILED_ALL,
+                     started=False), "possible=ac new", "moving the scheduler to c"),
+        "it is drained": (
+            observed("a", {"a": "running"}, orders=to_go("c", "c", forced=True)), "refused",
+            "c is drained, by ann on b at 09:00: disks"),
+        "it is not in the list": (
+            observed("a", {"a": "running", "x": "stopped"}, orders=to_go("x")), "refused",
+            "x is not in scheduler_nodes"),
+        "where the scheduler runs is not known": (
+            observed("abc", {"a": "running"}, orders=to_go("c"), assigned=False, started=False),
+            "refused", "not known yet"),
+        "it runs one, too: that is stopped first": (
+            observed("ca", {"a": "running", "c": "running"}, orders=to_go("c")), "stop c",
+            "the scheduler runs on a"),
+        "its own scheduler is the one, when it was to be started": (
+            observed("ac", {"a": "running", "c": "running"}, orders=to_go("c"), started=False),
+            "possible=ac new", "runs on c is the one"),
+        "what runs can't be stopped: only its record answers": (
+            observed("a", {"a": report_of("a", "running", by_record=True)},
+                     orders=to_go("c", forced=True)), "refused", "a: pid 70 runs"),
+        "another possible node is unknown: nothing is stopped": (
+            observed("ba", {"a": "running", "b": "silent"}, orders=to_go("c", forced=True)),
+            "refused", "b: no answer"),
+        "the scheduler's node is silent": (
+            observed("a", {"a": "silent"}, orders=to_go("c")), "refused", "a: no answer"),
+        "the scheduler's node is silent, and it is forced": (
+            observed("a", {"a": "silent"}, orders=to_go("c", forced=True)), "possible=ac new",
+            "moving the scheduler to c from a: no answer"),
+        "forced, proof is waited for": (
+            observed("ac", {"a": "silent"}, orders=to_go("c", forced=True), started=False,
+                     facts={"a": SILENT._replace(silent_s=3.0)}), "", "waiting until a has been"),
+        "forced, and proved": (
+            observed("ac", {"a": "silent"}, orders=to_go("c", forced=True), started=False,
+                     facts={"a": SILENT}), "possible=c; start c", "silent for 33 s"),
+        "the scheduler has just died": (
+            observed("a", {}, orders=to_go("c")), "possible=ac new", "moving the scheduler to c"),
+        "dead on a drained node": (
+            observed("a", {}, orders=drained("a")), "possible=ab new", "moving the scheduler to b"),
+        "alive on a drained node": (
+            observed("a", {"a": "running"}, orders=drained("a")), "", "no action"),
+        "the next node is drained": (
+            observed("a", {}, failed=FAILED_A, orders=drained("b")), "possible=ac new",
+            "moving the scheduler to c"),
+        "drained while it was to have the scheduler": (
+            observed("ab", {}, started=False, orders=drained("b")), "possible=abc new",
+            "moving the scheduler to c"),
+        "all are drained": (
+            observed("a", {}, orders=drained("abc")), "",
+            "waiting: no node of scheduler_nodes_in_cluster answers that a scheduler could be "
+            "started on; a is drained, by ann"),
+        "a silent node, and all others are drained": (
+            observed("a", {"a": "silent"}, facts={"a": SILENT}, orders=drained("bc")), "",
+            "within 29.5 s (x 1.1) it has fenced itself; b is drained"),
+    }
+
     def test_each_observation_leads_to_its_decision(self):
-        for name, (seen, actions, words) in self.CASES.items():
+        for name, (seen, actions, words) in list(self.CASES.items()) + list(self.STEERED.items()):
             with self.subTest(name):
                 decision = asfc.decide(seen, settings())
                 self.assertEqual(in_words(decision), actions)
@@ -8043,7 +8243,7 @@ class DecisionTest(unittest.TestCase):
             self.assertAlmostEqual(asfc.decide(seen, settings()).again_s, again_s)
 
     def test_each_observation_is_saved_and_read_again_exactly(self):
-        for name, (seen, _, _) in self.CASES.items():
+        for name, (seen, _, _) in list(self.CASES.items()) + list(self.STEERED.items()):
             facts = {"a": asfc.NodeFacts(7, 29.5, 1 / 3, 2.25, 1, True), "b": asfc.NO_FACTS}
             for one in (seen, seen._replace(facts=facts, fell_back=True, cleaned=frozenset("ab"))):
                 with self.subTest(name):
@@ -8085,7 +8285,9 @@ class DecisionTest(unittest.TestCase):
             (asfc.StopScheduler("a", "two", process),
              "stop the scheduler on a, all but pid 71 (two)"),
             (asfc.FenceNode("a", "silent"), "run fence_command for a (silent)"),
-            (asfc.RaiseTerm(pair), "take a term above 3.5"))
+            (asfc.RaiseTerm(pair), "take a term above 3.5"),
+            (asfc.CloseWish(to_go("c", outcome="done").wish),
+             "tell that the switchover to c, asked for by ann on b at 10:00 is done"))
         for action, words in cases:
             self.assertEqual(asfc.action_in_words(action), words)
 
@@ -8141,6 +8343,32 @@ class DecisionTest(unittest.TestCase):
                             self.assertEqual(decision.actions[0].fields["possible_nodes"],
                                              (action.node,))
         self.assertGreater(starts, 0)
+
+    def test_with_a_wish_nothing_is_stopped_and_started_but_on_the_way_to_it(self):
+        """Every combination of answers and possible nodes: no start on a drained node, and none
+        without proof; what runs is stopped for a wish only where the target can have it."""
+        states = ("running", "stopped", "starting", "silent")
+        starts, stops, target, configuration = 0, 0, "c", settings()
+        for possible, started, forced, nodes in itertools.product(
+                ("a", "ac", "bac"), (True, False), (True, False), ("", "a", "c")):
+            orders = to_go(target, nodes, forced=forced)
+            for answers in itertools.product(states, repeat=3):
+                seen = observed(possible, dict(zip("abc", answers)), started=started, orders=orders)
+                for action in asfc.decide(seen, configuration).actions:
+                    if isinstance(action, asfc.StartScheduler):
+                        starts += 1
+                        self.assertTrue(all(map(seen.proven_stopped, possible)))
+                        self.assertNotIn(action.node, nodes)
+                    elif isinstance(action, asfc.StopScheduler) and "for the" in action.why:
+                        stops += 1
+                        self.assertEqual((possible[-1], started), (target, False))
+                        self.assertTrue(seen.says_stopped(target) and seen.answers(target))
+                        self.assertNotIn(target, nodes)
+        self.assertGreater(min(starts, stops), 0)
+
+    def test_a_wish_that_begins_ends_the_watch_over_an_earlier_start(self):
+        seen = observed("a", {"a": "running"}, orders=to_go("c"), attempt=SEEN)
+        self.assertEqual(asfc.decide(seen, settings()).attempt_over, "moved")
 
     def test_a_round_in_which_schedulers_had_to_be_stopped_has_failed(self):
         for name in ("two on one host", "one runs beside the adopted one", "hung: two signs"):
@@ -9116,7 +9344,13 @@ class Simulation(VirtualCluster):
         self.count["vetoes of the job table"] += any(
             facts.job_moves for facts in seen.facts.values())
         for action in decision.actions:
+            if isinstance(action, asfc.CloseWish):
+                self.count["wishes " + action.wish.outcome] += 1
+            elif isinstance(action, asfc.StopScheduler) and seen.orders.open_wish:
+                self.count["stops for a wish"] += "for the" in action.why
             if isinstance(action, asfc.StartScheduler):
+                if seen.orders.drain_of(action.node):
+                    self.broken("P6", "a start on {}, which is drained".format(action.node))
                 asker = configuration.node_name
                 self.left = {name: self.unanswered[asker, name] for name in self.hosts}
             if isinstance(action, asfc.StartScheduler) and "silent for" in action.proof:
@@ -9180,6 +9414,7 @@ class Simulation(VirtualCluster):
             self.power_on(name)
             self.start_controller(name)
         self.resume()
+        self.change_orders(lambda orders: orders._replace(drained=()))
 
     def thaw(self, host):
         if host.world and host.world.frozen_until > self.clock.time:
@@ -9206,6 +9441,22 @@ class Simulation(VirtualCluster):
         MetadataAtOnce(self.metadata).change_cluster(
             lambda records: asfc.ClusterRecord.from_text(records[asfc.CLUSTER].value)._replace(
                 paused="a test") if asfc.CLUSTER in records else None)
+
+    def change_orders(self, change):
+        """What a verb writes into the orders; what it asks before and waits for is left out."""
+        MetadataAtOnce(self.metadata).change_orders(
+            lambda records: change(asfc.Orders.of(records)))
+
+    def ask_for(self, target, forced=False):
+        """A person wants the scheduler on that node."""
+        found = self.metadata.records.get(asfc.CLUSTER)
+        if found:
+            record = asfc.ClusterRecord.from_text(found.value)
+            wish = asfc.Wish("{:08x}".format(self.random.getrandbits(32)),
+                             "failover" if forced else "switchover", target, "ann", "now",
+                             record.clock_s + self.random.choice((10, 60, 200)), forced)
+            self.tell("a person asks for {}".format(wish))
+            self.change_orders(lambda orders: orders._replace(wish=wish))
 
     def health_page(self):
         """A scheduler that lives and does not hang beats every 2 s."""
@@ -9253,7 +9504,8 @@ class Simulation(VirtualCluster):
         if not found or len(active) != 1 or len(alive) != 1 or self.clock.time - healed_at < 8:
             return False
         record = asfc.ClusterRecord.from_text(found.value)
-        return record.possible_nodes == (alive[0].name,) and record.started
+        return record.possible_nodes == (alive[0].name,) and record.started \
+            and not asfc.Orders.of(self.metadata.records).open_wish
 
 
 def remembered(record):
@@ -9722,6 +9974,49 @@ def pause(simulation):
 
 
 @fault
+def switchover(simulation):
+    """A person wants the scheduler on some node, sometimes by force."""
+    simulation.count["switchovers"] += 1
+    homes = [host.name for host in simulation.alive_on()]
+    simulation.ask_for(simulation.random.choice(
+        [name for name in simulation.names if name not in homes] or simulation.names),
+        simulation.random.random() < 0.3)
+
+
+@fault
+def switchover_in_trouble(simulation):
+    """At some step of a switchover the active controller is killed or frozen."""
+    switchover(simulation)
+    point = simulation.random.choice(("write cluster", "send query", "send stop", "send stop",
+                                      "send start", "reply", "write orders"))
+    freeze_s = simulation.random.choice((None, None, 6, 12, 20))
+    simulation.later(simulation.random.choice((0, 1, 2)), set_traps_for_active, simulation, point,
+                     freeze_s)
+
+
+def set_traps_for_active(simulation, point, freeze_s):
+    simulation.tell("a trap for the active controller before '{}'".format(point))
+    for name in simulation.active_hosts():
+        simulation.hosts[name].traps.append(Trap(point, freeze_s))
+        if freeze_s is None:
+            simulation.later(8, simulation.start_controller, name)
+
+
+@fault
+def drain(simulation):
+    """A person drains a node, the scheduler's often, and has it undrained later."""
+    name = pick(simulation)
+    simulation.tell("{} is drained".format(name))
+    simulation.count["drains"] += 1
+    simulation.change_orders(lambda orders: orders.without_drain(name)._replace(
+        drained=orders.drained + (asfc.Drain(name, "ann", "now"),)))
+    if name in [host.name for host in simulation.alive_on()]:
+        simulation.ask_for(simulation.random.choice(simulation.names))
+    simulation.later(simulation.random.choice((8, 20, 40)), simulation.change_orders,
+                     lambda orders: orders.without_drain(name))
+
+
+@fault
 def wall_clock_jumps(simulation):
     simulation.jump_s = simulation.random.uniform(-4000, 4000)
     simulation.count["wall clocks that jumped"] += 1
@@ -9931,6 +10226,14 @@ MIXES["freeze-after-write"] = Mix("freeze-after-write", "trap_after_write trap_a
                                   "kill_active scheduler_dies", ALWAYS + ", caught before reply")
 MIXES["different-h"] = Mix("different-h", "metadata_slow metadata_slow metadata_replies_lost "
                            "freeze_active cut", ALWAYS, different_h=True)
+MIXES["switchover"] = Mix(
+    "switchover", "switchover switchover_in_trouble switchover_in_trouble drain drain kill_active "
+    "freeze_active scheduler_dies cut_scheduler pause node_is_broken stops_late", ALWAYS +
+    ", wishes done, wishes refused, wishes failed, stops for a wish, drains", (3, 7), (10, 30))
+MIXES["switchover-in-trouble"] = Mix(
+    "switchover-in-trouble", "switchover_in_trouble", ALWAYS + ", wishes done, stops for a wish, "
+    "caught before send stop, caught before send start, caught before write cluster", (1, 3),
+    (20, 40), fence_command=0.0, apart=0.5, odd_starts=0.1)
 MIXES["two-clusters"] = TwoClusters(
     "two-clusters", "kill_active freeze_active scheduler_dies cut cut_scheduler node_is_broken "
     "ssh_late", ALWAYS + ", requests of another cluster refused")
@@ -10092,6 +10395,23 @@ def scene_nothing_can_be_run(simulation):
     t, (name,) = Timing(simulation), simulation.active_hosts()
     simulation.hosts[name].world.deaf = True
     active_again(simulation, name, t.h + t.p + t.i + 2 * t.c_m + t.c, "nothing can be run")
+
+
+def scene_switchover(simulation):
+    """The time without a scheduler is its stop and its start, and what it takes to ask."""
+    t = Timing(simulation)
+    active, home = away_from_active(simulation)
+    ask_s = 4 * 0.08 + 3 * 0.1 + 0.1   # two questions on their way and back; scripts; the metadata
+    target = simulation.random.choice([
+        name for name in simulation.hosts[active].configuration.scheduler_nodes_in_cluster
+        if name != home.name])
+    simulation.ask_for(target)
+    ends_at = simulation.clock.time + t.i + t.p + t.stop + 4 * t.c
+    while home.model.alive and simulation.clock.time < ends_at:
+        simulation.wait(0.01)
+    scheduler_again(simulation, simulation.clock.time, t.s + ask_s, "a switchover")
+    if [host.name for host in simulation.alive_on()] != [target]:
+        simulation.broken("P6", "a switchover has led to another node")
 
 
 SCENES = tuple(Scene(function) for name, function in sorted(globals().items())
@@ -11873,6 +12193,68 @@ class TheClusterAtAGlance(ClusterTest):
         self.assertEqual([os.path.exists(host.path(".asfc")) for host in self.cluster], [False] * 3)
         self.assertEqual(self.records(), {})
         stranger.kill()
+
+
+class Switchovers(ClusterTest):
+    """Moves on purpose; the scheduler's own stop and start take no time worth speaking of."""
+
+    def steer(self, host, *words):
+        """A verb on a host, in the background; `result` waits for it."""
+        return self.cluster[host].start_process(
+            [HOST_PYTHON, "asfc.py"] + list(words) + ["--json"])
+
+    def result(self, process, status=0):
+        self.assertEqual(process.wait(90), status, process.output())
+        said = process.output()   # a refusal is said in words, too
+        return json.loads(said[said.index("{"):said.rindex("}") + 1])
+
+    def check_move(self, process, before, host):
+        """It has led from a scheduler to one on the host, and tells how long there was none."""
+        result = self.result(process)
+        after = self.cluster.watch.wait_for_one(5, host)
+        gap_s = after.began - before.ended
+        self.assertEqual((result["outcome"], result["target"]), ("done", host))
+        self.assert_never_two()
+        return after, gap_s, result["without_scheduler_s"]
+
+    def test_a_switchover_costs_a_stop_a_start_and_a_second_and_a_drain_is_one(self):
+        scheduler = self.start_cluster()
+        scheduler, gap_s, told_s = self.check_move(
+            self.steer("c", "switchover", "--to", "b"), scheduler, "b")
+        scheduler, drain_gap_s, _ = self.check_move(self.steer("a", "drain", "b"), scheduler, "c")
+        print("switchovers: {:.2f} s and {:.2f} s without a scheduler; the first was {:.1f} s as "
+              "asfc tells".format(gap_s, drain_gap_s, told_s), file=sys.stderr)
+        self.assertLess(min(gap_s, drain_gap_s), START_S + 1)
+        self.assertGreater(told_s, gap_s - 0.1)
+        refusals = [("b is drained, by root on a at ", "b")]
+        self.controllers["a"].send(signal.SIGTERM)
+        self.wait_for_active("bc", 10)
+        self.cluster["a"].power_off()
+        refusals += [("a does not answer: ssh: ", "a")]
+        for words, target in refusals:
+            refused = self.result(self.steer("b", "switchover", "--to", target), 75)
+            self.assertIn(words, refused["why"])
+        self.assertEqual(self.cluster["b"].run(
+            [HOST_PYTHON, "asfc.py", "pause"]).returncode, 0)
+        refused = self.result(self.steer("b", "failover", "--to", "b", "--yes"), 75)
+        self.assertIn("asfc is paused, by root on b", refused["why"])
+        self.assert_one_scheduler_since(scheduler)
+
+    def test_the_active_controller_killed_at_a_step_of_it_leaves_one_that_completes_it(self):
+        """It is killed just after it has said what it does; either it or a standby goes on."""
+        scheduler, active = self.start_cluster(scheduler_restart_budget="10"), "a"
+        for words, target in (("moving the scheduler to b", "b"), ("stopping the scheduler", "c"),
+                              ("starting the scheduler on b", "b")):
+            with self.subTest(words):
+                said = len(self.controllers[active].output())
+                asked = self.steer("c", "switchover", "--to", target)
+                self.wait_for_words(active, words, 20, said)
+                self.controllers[active].kill()
+                if target == "c":      # once a standby takes over
+                    active = self.wait_for_active("bc", 20)[0].holder
+                else:
+                    self.start_controller(active)
+                scheduler, _, _ = self.check_move(asked, scheduler, target)
 
 
 class TenControllersAtOnce(ClusterTest):
@@ -14031,7 +14413,7 @@ class DemoRun:
 
 
 class DemoTest(unittest.TestCase):
-    """The demo takes half a minute and mostly waits: where it is to be tested, it begins before
+    """The demo takes a minute and mostly waits: where it is to be tested, it begins before
     the first test, of whatever class."""
     chosen, running = False, None
 
@@ -14045,6 +14427,8 @@ class DemoTest(unittest.TestCase):
         status, said = running.end()
         self.assertEqual(status, 0, said)
         self.assertIn("one scheduler ran all the time it could", said)
+        self.assertRegex(said, "the switchover to b, .* is done: the scheduler runs on b; .* s w")
+        self.assertRegex(said, "starting the scheduler on a, .*: b: .*silent for 1. s, and within")
         self.assertEqual([one.poll() for one in running.decoys], [None, None])
         self.assertEqual(sorted(os.listdir(directory)), ["airflow", "schedulers.log"])
         self.assertEqual(processes_with(os.path.join(directory, "asfc-demo")), [])
@@ -14352,6 +14736,314 @@ class OperatorTest(unittest.TestCase):
         self.assertEqual((written.paused, written.heartbeat_at), ("by ann", "beat 1"))
         with self.assertRaisesRegex(asfc.MetadataError, "faster ten times"):
             metadata.change_cluster(functools.partial(change, list(range(99))))
+
+
+class SteeringTest(unittest.TestCase):
+    """Switchover, failover and drain, in virtual time and with the real controllers."""
+
+    def drive(self, play, **keys):
+        """Play on a cluster whose scheduler runs on a; returns the cluster and what was printed."""
+        cluster = VirtualCluster(5, **keys)
+
+        def whole():
+            for name in cluster.models:
+                cluster.start_controller(name)
+            cluster.clock.wait(120)
+            self.assertEqual((cluster.home(), cluster.active()), ("a", "a"))
+            play(cluster)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            cluster.clock.drive(whole)
+        self.assertLessEqual(cluster.most_alive, 1)
+        return cluster, said.getvalue()
+
+    @staticmethod
+    def steering(cluster, quiet=False):
+        world = cluster.worlds["b"]
+        configuration = asfc.Configuration.load(world, "/airflow.cfg")
+        return asfc.Steering(world, configuration, cluster.metadata,
+                             asfc.Nodes(world, configuration), quiet)
+
+    @staticmethod
+    def record(cluster):
+        return asfc.cluster_record(cluster.metadata.records)
+
+    @staticmethod
+    def orders(cluster):
+        return asfc.Orders.of(cluster.metadata.records)
+
+    def test_a_switchover_tells_its_steps_and_how_long_there_was_no_scheduler(self):
+        def play(cluster):
+            began = cluster.clock.time
+            self.assertEqual(asfc.switchover(self.steering(cluster), "c"), 0)
+            self.assertLess(cluster.clock.time - began, 60)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 2))
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 2), "and stays there")
+        cluster, said = self.drive(play)
+        self.assertEqual(self.record(cluster).possible_nodes, ("c",))
+        without_s = self.orders(cluster).wish.without_scheduler_s
+        self.assertTrue(2.0 <= without_s < 4.0, without_s)
+        for words in (
+                "the switchover to c, asked for by ann on b at ",
+                "virtual time: written down for the active controller\n",
+                "moving the scheduler to c from a: pid ", "stopped the scheduler on a",
+                "starting the scheduler on c", "proof: a: its process list shows none; c: its",
+                "is done: the scheduler runs on c; {:.1f} s without a scheduler".format(without_s)):
+            self.assertIn(words, said)
+        self.assertEqual([mail.partition(" ")[2] for mail in cluster.mails],
+                         ["asfc: the scheduler has moved to c"])
+
+    def test_without_a_name_the_next_node_is_taken_that_can_have_it(self):
+        def play(cluster):
+            cluster.kill_controller("b")   # it promises nothing any more
+            cluster.start_controller("b")
+            self.assertEqual(asfc.switchover(self.steering(cluster), None), 0)
+            self.assertEqual(cluster.home(), "b")
+            cluster.kill_controller("c")
+            self.assertEqual(asfc.switchover(self.steering(cluster), None), 0)
+            self.assertEqual(cluster.home(), "a")
+        self.drive(play)
+
+    def test_what_can_not_be_is_refused_at_once_with_its_reason(self):
+        def play(cluster):
+            def refused(words, target="c", seconds=8):
+                began = cluster.clock.time
+                with self.assertRaisesRegex(asfc.RefusedError, words):
+                    asfc.switchover(self.steering(cluster), target)
+                self.assertLess(cluster.clock.time - began, seconds)
+            refused("x is not in scheduler_nodes_in_cluster [(]a, b, c[)]", "x")
+            refused("a is the active scheduler node already", "a")
+            cluster.cut.add("c")
+            refused("c does not answer: no answer in time", seconds=14)
+            cluster.cut.clear()
+            cluster.kill_controller("c")
+            refused("the controller on c does not write its record")
+            refused("c is drained, by ann on b at .*: disks") if asfc.drain(
+                cluster.worlds["b"], self.steering(cluster), "c", "disks") == 0 else self.fail()
+            asfc.undrain(self.steering(cluster), "c")
+            with self.assertRaisesRegex(asfc.RefusedError, "b does.* c does not answer"):
+                cluster.cut.update("ac")
+                cluster.kill_controller("b")
+                asfc.switchover(self.steering(cluster), None)
+            cluster.cut.clear()
+            asfc.pause(cluster.worlds["b"], settings(), cluster.metadata, "new disks")
+            refused("asfc is paused, by ann on b at .*: new disks: resume first")
+            asfc.resume(cluster.worlds["b"], settings(), cluster.metadata)
+            cluster.start_controller("c")
+            cluster.stop_controller("a")
+            cluster.clock.wait(0.5)
+            cluster.kill_controller("b")
+            cluster.kill_controller("c")
+            cluster.clock.wait(5)
+            refused("no controller is active")
+            self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+            self.assertIsNone(self.orders(cluster).wish)
+        self.drive(play)
+
+    def test_a_frozen_active_controller_and_a_second_wish_are_refused(self):
+        def play(cluster):
+            cluster.kill_controller("a")
+            with self.assertRaisesRegex(asfc.RefusedError, "on a, does not write its heartbeat"):
+                asfc.switchover(self.steering(cluster), "c")
+            steering, record = self.steering(cluster), self.record(cluster)
+            steering.ask(steering.wish("c", record, 60))
+            with self.assertRaisesRegex(asfc.RefusedError, "switchover to c, .* is under way"):
+                asfc.switchover(self.steering(cluster), "b")
+            steering.cancel(self.orders(cluster).wish, "over")
+            self.assertEqual(self.orders(cluster).wish[-3:], ("cancelled", "over", None))
+            steering.ask(steering.wish("c", record, -1))   # of one who was killed, long ago
+            steering.ask(steering.wish("b", record, 60))
+            steering.cancel(self.orders(cluster).wish, "over")
+        self.drive(play)
+
+    def test_a_failover_leaves_a_node_without_power_as_soon_as_that_is_proved(self):
+        def play(cluster):
+            OperatorTest.power_off(cluster, "a")
+            while self.record(cluster).holder == "a":
+                cluster.clock.wait(1)
+            began = cluster.clock.time
+            asfc.drain(cluster.worlds["b"], self.steering(cluster), "c")
+            asked = functools.partial(asfc.failover, cluster.worlds["b"], self.steering(cluster))
+            for answers, words in ((None, "no terminal to ask on"), (["no"], "not confirmed")):
+                cluster.worlds["b"].answers = answers
+                with self.assertRaisesRegex(asfc.RefusedError, words):
+                    asked("c", False)
+            cluster.worlds["b"].answers = ["yes"]
+            self.assertEqual(asked("c", False), 0)
+            self.assertLess(cluster.clock.time - began, 90)
+            self.assertEqual((cluster.home(), self.orders(cluster).drained), ("c", ()))
+        _, said = self.drive(play)
+        self.assertRegex(said, "proof: a: .*silent for 3. s, and within 29.5 s")
+
+    def test_a_switchover_from_a_silent_node_is_refused_by_the_controller(self):
+        def play(cluster):
+            cluster.cut.add("a")
+            cluster.stop_controller("a")
+            cluster.clock.wait(8)
+            self.assertEqual(asfc.switchover(self.steering(cluster), "c"), 75)
+            cluster.cut.clear()
+            self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        _, said = self.drive(play)
+        self.assertRegex(said, "is refused: a scheduler may run where none can be stopped now: a: ")
+
+    def test_a_start_that_fails_on_the_target_ends_where_one_can_be_started(self):
+        def play(cluster):
+            cluster.broken.add("c")
+            self.assertEqual(asfc.switchover(self.steering(cluster), "c"), 1)
+            cluster.clock.wait(60)
+            self.assertEqual(cluster.home(), "a")
+        _, said = self.drive(play)
+        self.assertRegex(said, "is failed: the start on c failed: .* start command ended")
+
+    def test_the_active_controller_lost_at_any_step_leaves_a_move_that_is_done_or_undone(self):
+        """It is killed when the wish is written, or just after one of its sentences."""
+        for words in ("the switchover", "moving the", "stopping the scheduler", "starting the",
+                      "watching whether"):
+            def play(cluster, words=words):
+                steering = self.steering(cluster)
+                steering.ask(steering.wish("c", self.record(cluster), 200))
+                said = len(cluster.lines)
+                while not any(words in line for line in cluster.lines[said:]):
+                    cluster.clock.wait(0.05)
+                    if words == "the switchover":
+                        break
+                cluster.kill_controller("a")
+                steering.follow(self.orders(cluster).wish, 200)
+                cluster.clock.wait(60)
+                self.assertEqual((cluster.home(), cluster.starts), ("c", 2), words)
+                self.assertEqual(self.orders(cluster).wish.outcome, "done", words)
+            with self.subTest(words):
+                self.drive(play, heartbeat_timeout=10)
+
+    def test_when_nobody_does_it_or_ctrl_c_comes_it_is_cancelled(self):
+        def play(cluster):
+            sleep, world = cluster.worlds["b"].sleep, cluster.worlds["b"]
+            steering = self.steering(cluster)
+            cluster.controllers["a"].records.change_orders = lambda change: None
+            with mock.patch.object(asfc, "carry_out_the_wish", lambda *_: None):   # an older asfc
+                self.assertEqual(asfc.switchover(steering, "c", 60), 1)
+                self.assertIn("nobody has done it in time", self.orders(cluster).wish.why)
+
+                def interrupted(seconds):
+                    if self.orders(cluster).open_wish:
+                        raise KeyboardInterrupt
+                    sleep(seconds)
+                world.sleep = interrupted
+                with self.assertRaises(KeyboardInterrupt), \
+                        contextlib.redirect_stderr(io.StringIO()) as told:
+                    asfc.switchover(steering, "c", 60)
+            self.assertIn("asfc: cancelled", told.getvalue())
+            self.assertIn("cancelled by ann on b", self.orders(cluster).wish.why)
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        self.drive(play)
+
+    def test_metadata_that_is_away_for_a_while_ends_no_wait(self):
+        def play(cluster):
+            cluster.clock.call(cluster.clock.time + 5, lambda: setattr(
+                cluster.metadata, "away", True))
+            cluster.clock.call(cluster.clock.time + 13, lambda: setattr(
+                cluster.metadata, "away", False))
+            self.assertEqual(asfc.switchover(self.steering(cluster), "c"), 0)
+        _, said = self.drive(play)
+        self.assertEqual(said.count("the virtual metadata service is away; trying again"), 1)
+
+    def test_a_drained_node_gives_its_scheduler_away_and_gets_none_until_it_is_undrained(self):
+        def play(cluster):
+            def drain(node, *words):
+                return asfc.drain(cluster.worlds["b"], self.steering(cluster), node, *words)
+            with self.assertRaisesRegex(asfc.RefusedError, "x is no node of this cluster"):
+                drain("x")
+            self.assertEqual(drain("c", "new disks"), 0)
+            self.assertEqual(drain("a"), 0)
+            self.assertEqual((cluster.home(), cluster.starts), ("b", 2))
+            self.assertEqual(drain("b"), 1)
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("b", 2), "it stays")
+            cluster.kill_scheduler()
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("", 2), "none may have it")
+            self.assertEqual(asfc.undrain(self.steering(cluster), "c"), 0)
+            self.assertEqual(asfc.undrain(self.steering(cluster), "c"), 0)
+            cluster.clock.wait(60)
+            self.assertEqual((cluster.home(), cluster.starts), ("c", 3))
+        cluster, said = self.drive(play)
+        for words in ("c is drained: no scheduler is started there until `undrain`.",
+                      "asked for by ann on b, to drain a at ",
+                      "b is drained, but the scheduler stays there for now: c is drained, by ann "
+                      "on b at ", ": new disks; a is drained, by", "c may have the scheduler "
+                      "again.", "c is not drained.\n"):
+            self.assertIn(words, said)
+        self.assertEqual([drain.node for drain in self.orders(cluster).drained], ["a", "b"])
+        self.assertIn("c was undrained", OperatorTest.events(cluster))
+
+    def test_a_drain_while_asfc_is_paused_moves_nothing(self):
+        def play(cluster):
+            asfc.pause(cluster.worlds["b"], settings(), cluster.metadata, "new disks")
+            self.assertEqual(asfc.drain(cluster.worlds["b"], self.steering(cluster), "a"), 1)
+            self.assertEqual((cluster.home(), cluster.starts), ("a", 1))
+        _, said = self.drive(play)
+        self.assertIn("the scheduler stays there for now: asfc is paused, by ann", said)
+
+    def test_a_pause_that_comes_between_closes_the_wish(self):
+        def play(cluster):
+            steering = self.steering(cluster)
+            steering.ask(steering.wish("c", self.record(cluster), 60))
+            asfc.pause(cluster.worlds["b"], settings(), cluster.metadata, "")
+            cluster.clock.wait(5)
+            self.assertEqual(self.orders(cluster).wish[-3:], ("refused", "asfc is paused", None))
+        self.drive(play)
+
+    def test_each_verb_has_an_object_for_scripts(self):
+        def play(cluster):
+            steer = functools.partial(self.steering, cluster, True)
+            world, said = cluster.worlds["b"], {}
+            for name, play, status in (
+                    ("switchover", lambda: asfc.switchover(steer(), "c", None, True), 0),
+                    ("failover", lambda: asfc.failover(world, steer(), "b", True, None, True), 0),
+                    ("drain", lambda: asfc.drain(world, steer(), "c", "", None, True), 0),
+                    ("moved", lambda: asfc.drain(world, steer(), "b", "", None, True), 0),
+                    ("stays", lambda: asfc.drain(world, steer(), "a", "", None, True), 1),
+                    ("undrain", lambda: asfc.undrain(steer(), "c", True), 0)):
+                with contextlib.redirect_stdout(io.StringIO()) as text:
+                    self.assertEqual(play(), status, name)
+                said[name] = json.loads(text.getvalue())
+            found = said["switchover"]
+            self.assertEqual([found[key] for key in ("verb", "origin", "target", "outcome")],
+                             ["switchover", "a", "c", "done"])
+            self.assertTrue(2.0 <= found["without_scheduler_s"] < 4.0)
+            self.assertIn("stopped the scheduler on a", [one["what"] for one in found["events"]])
+            self.assertEqual([(said[name]["outcome"], said[name]["target"], said[name]["node"])
+                              for name in ("drain", "moved", "stays")],
+                             [("done", "", "c"), ("done", "a", "b"), ("refused", "", "a")])
+            self.assertEqual(said["failover"]["forced"], True)
+            self.assertEqual(said["undrain"], {"verb": "undrain", "node": "c", "changed": True})
+        self.drive(play)
+
+    def test_a_mail_reminds_of_a_pause_or_a_drain_again_and_again_whoever_is_active(self):
+        def play(cluster):
+            asfc.drain(cluster.worlds["b"], self.steering(cluster), "c", "new disks")
+            cluster.clock.wait(100)
+            self.assertEqual(cluster.mails, [])
+            cluster.kill_controller(cluster.active())
+            cluster.clock.wait(120)
+            self.assertEqual(len(cluster.mails), 2, cluster.mails)   # one of the takeover
+            asfc.pause(cluster.worlds["b"], settings(), cluster.metadata, "")
+            asfc.undrain(self.steering(cluster), "c")
+            cluster.clock.wait(220)
+            asfc.resume(cluster.worlds["b"], settings(), cluster.metadata)
+            cluster.clock.wait(300)
+            self.assertIsNone(self.orders(cluster).reminded_s)
+        cluster, _ = self.drive(play, reminder_interval=180)
+        self.assertEqual([mail.partition(" ")[2] for mail in cluster.mails][1:], [
+            "asfc: a reminder, drained: c", "asfc: a reminder, asfc is paused"])
+
+    def test_with_an_interval_of_0_nothing_reminds(self):
+        def play(cluster):
+            asfc.drain(cluster.worlds["b"], self.steering(cluster), "c")
+            cluster.clock.wait(60)
+        cluster, _ = self.drive(play, reminder_interval=0)
+        self.assertEqual(cluster.mails, [])
 
 
 class StatusBench:
@@ -15030,6 +15722,21 @@ class CommandLineTest(unittest.TestCase):
             status, out, err = self.run_asfc(*words)
             self.assertEqual((status, out), (2, ""), words)
             self.assertIn("usage: asfc.py", err)
+
+    def test_a_verb_that_moves_the_scheduler_is_told_where_and_for_how_long(self):
+        for words in (["failover"], ["drain"], ["switchover", "--timeout", "0"],
+                      ["switchover", "--timeout", "soon"], ["switchover", "c"]):
+            self.assertEqual(self.verb(*words)[0], 2, words)
+
+    def test_where_nothing_was_ever_started_nothing_can_be_moved(self):
+        for words, why in ((("switchover", "--json"), "it is not known yet where"),
+                           (("failover", "--to", "here", "--yes"), "it is not known yet where"),
+                           (("drain", "elsewhere"), "elsewhere is no node of this cluster")):
+            status, said, told = self.verb(*words)
+            self.assertEqual((status, len(told.splitlines())), (75, 1), told)
+            self.assertIn("asfc: " + why, told)
+            if "--json" in words:
+                self.assertEqual(json.loads(said)["outcome"], "refused")
 
     def test_every_verb_has_help_that_says_more_than_its_name(self):
         for verb in asfc.VERBS:
