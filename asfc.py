@@ -2211,9 +2211,11 @@ class Orders(NamedTuple):
                     "the record 'orders' has format {}, and this version of asfc knows format {}: "
                     "upgrade asfc on this node".format(fields["format"], ORDERS_FORMAT))
             wish, reminded_s = fields["wish"], fields["reminded_s"]
+            if wish:
+                wish = Wish(**known_fields(Wish, wish))
+                wish = wish._replace(until_s=float(wish.until_s), target=str(wish.target))
             return cls(tuple(Drain(**known_fields(Drain, drain)) for drain in fields["drained"]),
-                       wish and Wish(**known_fields(Wish, wish)),
-                       None if reminded_s is None else float(reminded_s))
+                       wish or None, None if reminded_s is None else float(reminded_s))
         except (ValueError, TypeError, KeyError, AttributeError):
             raise MetadataError("the record 'orders' can't be read: {:.80}".format(
                 repr(found.value)))
@@ -4657,14 +4659,14 @@ class NodeRecords:
     def writes(self) -> List[Write]:
         """What is to be written beside the heartbeat: the own record, and news for the history."""
         found: List[Write] = []
-        self._sent_events = 0
+        self._sent_events = self._sent_changes = 0
         takes_news = self._read and not self.unknown and self._world.now() >= self._news_after
         if takes_news and self._events:
             waiting = self._events
             self._sent_events = len(waiting)
             events = self._history[1] + waiting
             found.append(Write(HISTORY, history_text(events), self._history[0]))
-        found += self._orders_write()
+        found += self._orders_write() if takes_news else []
         sent_at = self._world.now()   # before it is asked: this process may be frozen after that
         if self._may_write():
             record = self._own_record()
@@ -4702,7 +4704,7 @@ class NodeRecords:
         next heartbeats go without, or none would ever be confirmed.
         """
         self.unknown = self.unknown or bool(writes)
-        if any(write.name in (HISTORY, STATUS) for write in writes):
+        if any(write.name in (HISTORY, ORDERS, STATUS) for write in writes):
             self._news_after = self._world.now() + self._configuration.heartbeat_timeout / 2
 
     def answered(self, writes: Sequence[Write], won: Sequence[bool],
@@ -4868,8 +4870,8 @@ class NodeRecords:
     def _orders_write(self) -> List[Write]:
         with self._events_mutex:
             version, orders = self._orders
-            changed, self._sent_changes = self._changed_orders(), 0
-            if not self._read or self.unknown or orders is None:
+            changed = self._changed_orders()
+            if orders is None:
                 return []
             if changed == orders:   # what was to be changed is so, or is gone
                 self._changes = []
@@ -8882,8 +8884,12 @@ def remarks_of(node: str, beats: Beats, configuration: Any, is_unclear: bool) ->
 
 
 def drain_remarks(node: str, records: Mapping[str, Record]) -> List[str]:
-    """What is to be said of a node that is drained: nothing as yet."""
-    return []
+    """What is to be said of a node that is drained."""
+    try:
+        drain = Orders.of(records).drain_of(node)
+    except MetadataError:
+        return []   # of a newer version: the log tells of it
+    return [str(drain)[len(node) + 4:]] if drain else []
 
 
 def show_status(world: World, arguments: Any, status: ClusterStatus) -> int:

@@ -15196,6 +15196,20 @@ class ClusterStatusTest(unittest.TestCase):
                "a node never had a controller", "paused, so nobody promises anything",
                "a node promises nothing")
 
+    def test_a_drained_node_is_told_and_a_damaged_record_of_orders_is_none(self):
+        drain = asfc.Drain("b", "eve@a", "noon", "a new kernel")
+        wish = asfc.Wish("1", "switchover", "b", "eve@a", "noon", 5.0)
+        text = asfc.Orders((drain,), wish).to_text()
+        records = {"orders": asfc.Record(1, text)}
+        self.assertEqual(asfc.drain_remarks("b", records),
+                         ["drained, by eve@a at noon: a new kernel"])
+        self.assertEqual(asfc.drain_remarks("a", records), [])
+        for damaged in ("[]", text.replace("5.0", '"x"'),
+                        text.replace('"format": 1', '"format": 9')):
+            records = {"orders": asfc.Record(2, damaged)}
+            self.assertRaises(asfc.MetadataError, asfc.Orders.of, records)
+            self.assertEqual(asfc.drain_remarks("b", records), [])
+
     def test_the_level_and_what_is_wrong(self):
         for name, (change, level, problems) in self.CASES.items():
             for off in ({}, {"a": 3600.0}, {"b": -3600.0, "c": 3600.0}, {"reader": 3600.0}):
