@@ -209,6 +209,14 @@ class DatabaseServer:
 
     def start(self):
         """Start it, for the first time or after stop() or kill(), and wait until it answers."""
+        first = self.launch()
+        wait_until(lambda: self.answers(), 60, lambda: "the server answers:\n" + self.log_text())
+        if first:
+            self.grant()
+        return self
+
+    def launch(self):
+        """Begin its start; whether it is the first one."""
         first = self.directory is None
         if first:
             self.directory = tempfile.mkdtemp(prefix="asfc-db-", dir="/tmp")
@@ -222,10 +230,7 @@ class DatabaseServer:
             self.process = subprocess.Popen(
                 self.arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 cwd=self.directory, preexec_fn=become(self.SYSTEM_USER))
-        wait_until(lambda: self.answers(), 60, lambda: "the server answers:\n" + self.log_text())
-        if first:
-            self.grant()
-        return self
+        return first
 
     def answers(self):
         if self.process.poll() is not None:
@@ -464,13 +469,11 @@ class ZooKeeperServer(DatabaseServer):
         subprocess.run(["cp", "-a", self.directory + "/data", self.directory + "/backup"],
                        check=True)
 
-    def restore(self):
-        """Go back to what backup() has kept; the server is away meanwhile."""
-        self.kill()
+    def bring_back(self):
+        """Put what backup() has kept in the place of the data, while the server is down."""
         shutil.rmtree(self.directory + "/data")
         subprocess.run(["cp", "-a", self.directory + "/backup", self.directory + "/data"],
                        check=True)
-        self.start()
 
     def four_letters(self, word):
         with contextlib.suppress(OSError):
@@ -502,6 +505,78 @@ class ZooKeeperServer(DatabaseServer):
             session = asfc._ZkSession(connection, deadline, 10.0, 0, auth)
             yield ZnodesByHand(session)
             session.end()
+
+
+class ZooKeeperEnsemble:
+    """Three ZooKeeper servers, on loopback or each in a network of its own: there `networks` are
+    given with their addresses. It can be used in a single server's place."""
+    PASSWORD = DatabaseServer.PASSWORD
+
+    def __init__(self, networks=(), addresses=("127.0.0.1",) * 3):
+        ports = [(free_port(address), free_port(address)) if not networks else (2888, 3888)
+                 for address in addresses]
+        members = ["server.{}={}:{}:{}".format(number, address, *two) for number, (address, two)
+                   in enumerate(zip(addresses, ports), 1)]
+        self.servers = [ZooKeeperServer(address, members=members, number=number)
+                        for number, address in enumerate(addresses, 1)]
+        self._networks = networks or [None] * 3
+
+    @classmethod
+    def present(cls):
+        return ZooKeeperServer.present()
+
+    def call(self, server, function, *arguments):
+        """Call a function where a server lives."""
+        network = self._networks[server.number - 1]
+        return network.call(function, *arguments) if network else function(*arguments)
+
+    def start(self, *servers):
+        for server in servers or self.servers:
+            if not server.processes():
+                self.call(server, server.launch)
+        self.wait_for_all()
+        return self
+
+    def wait_for_all(self):
+        """Wait until each of those that run follows or leads."""
+        def modes():
+            return [self.mode(server) for server in self.servers if server.processes()]
+        wait_until(lambda: set(modes()) == {"leader", "follower"}
+                   and modes().count("leader") == 1, 60, "an ensemble with a leader")
+
+    def mode(self, server):
+        return self.call(server, server.mode)
+
+    def leader(self):
+        return wait_until(lambda: [server for server in self.servers if server.processes()
+                                   and self.mode(server) == "leader"], 30, "a leader")[0]
+
+    def follower(self):
+        return next(server for server in self.servers if self.mode(server) == "follower")
+
+    def freeze(self):
+        for server in self.servers:
+            server.freeze()
+
+    def thaw(self):
+        for server in self.servers:
+            server.thaw()
+
+    def kill(self):
+        for server in self.servers:
+            server.kill()
+
+    stop = kill   # a server of ZooKeeper ends no other way
+
+    def remove(self):
+        for server in self.servers:
+            server.remove()
+
+    def create_database(self, name):
+        return "zookeeper://{}/{}".format(",".join(server.name() for server in self.servers), name)
+
+    def client(self, auth=""):
+        return self.servers[0].client(auth)
 
 
 class ZnodesByHand:
@@ -3207,7 +3282,7 @@ class ServersThatMisbehave(unittest.TestCase):
         """As many as an ensemble of five can lose."""
         self.service(self.good.port).write("a", "1", None)
         bad = [self.serve(say_nothing).port for _ in range(2)]
-        service = self.service(*bad + [self.good.port, self.good.port + 1, self.good.port + 2])
+        service = self.service(*bad + [self.good.port, free_port(), free_port()])
         self.assertEqual(self.in_time(service.read_all), {"a": asfc.Record(1, "1")})
 
     def test_that_refuse_a_session_or_its_user_are_an_error(self):
@@ -3279,6 +3354,13 @@ class ZookeepersBytes(unittest.TestCase):
             frame = struct.pack(">i", end - 4) + sample[4:end]
             connection.receive.side_effect = [frame[:4], frame[4:]]
             asfc._ZkSession(connection, 0.0, 10.0, 0, "")
+
+    def test_that_are_cut_off_are_never_read_as_something_shorter(self):
+        for message in (b"", bytes(3), b"\0\0\0\5abcd", b"\xff\xff\xff\xfe", b"\x7f\0\0\0ab"):
+            for read in (asfc._ZkReader.data, asfc._ZkReader.stat):
+                with self.assertRaises(ValueError):
+                    read(asfc._ZkReader(message))
+        self.assertEqual(asfc._ZkReader(b"\xff\xff\xff\xff").data(), b"")   # null
 
     def test_are_spoken_in_fewer_than_300_lines(self):
         part = read_file(asfc.__file__).partition("# -- ZooKeeper:")[2]
@@ -3417,6 +3499,22 @@ class ZookeeperMetadata(_ServedContract, unittest.TestCase):
             self.assertEqual(len(names), 1, names)
             self.by_hand("remove", self.base + "/asfc/" + names[0])
 
+    def test_a_record_is_made_once_though_another_is_made_just_before(self):
+        """Where something was removed, that changes the base that the next one chooses."""
+        self.service.write("x", "0", None)
+        self.by_hand("remove", self.base + "/asfc/x.0")
+        other, look = service_for(self.url), self.service._look
+
+        def look_and_be_late(session):
+            look(session)
+            self.assertTrue(other.write("n", "x", None))
+            self.assertTrue(other.write("cluster", "first", None))
+        looks = iter((look, look_and_be_late))   # the first one belongs to every exchange
+        self.service._look = lambda session: next(looks, look)(session)
+        self.assertFalse(self.service.write("cluster", "second", None))
+        names = [name.partition(".")[0] for name in self.by_hand("children", self.base + "/asfc")]
+        self.assertEqual(sorted(names), ["cluster", "n"])
+
     def test_with_auth_nobody_else_can_read_or_write_a_znode_that_asfc_has_made(self):
         service = service_for(self.url, metadata_service_zookeeper_auth=self.AUTH)
         self.assertTrue(service.write("cluster", "a", None))
@@ -3459,11 +3557,70 @@ class ZookeeperMetadata(_ServedContract, unittest.TestCase):
         server.start()
         for version in range(1, 20):
             self.assertTrue(service.write("cluster", "b", version))
-        server.restore()
+        server.kill()
+        server.bring_back()
+        server.start()
         with self.assertRaisesRegex(asfc.MetadataError, "lags behind"):
             service.read_all()
         self.assertEqual(service.read_all(), {"cluster": asfc.Record(1, "a")})
         self.assertTrue(service.write("cluster", "c", 1))
+
+
+class ZookeeperEnsembleMetadata(ZookeeperMetadata):
+    """The same with an ensemble of three, and what happens to one of them."""
+    SERVER = ZooKeeperEnsemble
+
+    def test_check_says_which_server_answered_its_version_and_its_mode(self):
+        said = re.fullmatch(r"ZooKeeper 3.8.0; (\S+) answered, its mode is (leader|follower)\.",
+                            self.service.check())
+        server, = (one for one in self.server.servers if one.name() == said.group(1))
+        self.assertEqual(server.mode(), said.group(2))
+
+    def test_a_server_that_lags_never_shows_what_was_before(self):
+        """It is frozen while others write, and asked as soon as it goes on. In between the leader
+        may have given it up."""
+        server = self.server.follower()
+        path = self.url.partition("/test_")[2]
+        lagging = service_for("zookeeper://{}/test_{}".format(server.name(), path))
+        others = service_for(self.url)
+        others._servers.order = [(socket.AF_INET, ("127.0.0.1", one.port))
+                                 for one in self.server.servers if one is not server]
+        self.assertTrue(others.write("cluster", "0", None))
+        self.addCleanup(server.thaw)
+        answers = 0
+        for version, frozen_s in enumerate((0.2, 0.5, 0.2, 1.0, 0.5, 3.0, 0.2, 0.5), 1):
+            server.freeze()
+            self.assertTrue(others.write("cluster", str(version), version))
+            time.sleep(frozen_s)
+            server.thaw()
+            with contextlib.suppress(asfc.MetadataError):
+                self.assertEqual(lagging.read_all()["cluster"].value, str(version))
+                answers += 1
+            self.server.wait_for_all()
+            self.assertEqual(lagging.read_all()["cluster"].value, str(version))
+        self.assertGreater(answers, 3)
+
+    def test_a_leader_that_was_frozen_and_deposed_answers_nothing_of_before(self):
+        leader = self.server.leader()
+        path = self.url.partition("/test_")[2]
+        deposed = service_for("zookeeper://{}/test_{}".format(leader.name(), path))
+        self.assertTrue(self.service.write("cluster", "0", None))
+        self.assertEqual(deposed.read_all()["cluster"].value, "0")
+        self.addCleanup(leader.thaw)
+        leader.freeze()
+
+        def written():
+            with contextlib.suppress(asfc.MetadataError):
+                record = self.service.read_all()["cluster"]
+                return record.version > 1 or self.service.write("cluster", "1", record.version)
+        wait_until(written, 30, "a write without the leader")
+        leader.thaw()
+        until, answers = time.monotonic() + 3, 0
+        while time.monotonic() < until or not answers:
+            with contextlib.suppress(asfc.MetadataError):
+                self.assertEqual(deposed.read_all()["cluster"].value, "1")
+                answers += 1
+        self.server.wait_for_all()
 
 
 ###############################################################################
@@ -12095,6 +12252,7 @@ class Cluster:
         self.networks = []
         self.hosts = collections.OrderedDict(
             (name, Host(self, name, number)) for number, name in enumerate(names, 1))
+        self.addresses = {name: host.address for name, host in self.hosts.items()}
         self._cuts = []
         self._cleanups = []
         atexit.register(self.close)
@@ -12113,13 +12271,10 @@ class Cluster:
     def _build(self):
         self.watch = self.make_watch()
         self.router = self._network()
-        self.servers = self._network()
         self.router.configure(["link set lo up"])
         # /proc/sys/net shows the network of the thread that looks.
         self.router.call(write_file, "/proc/sys/net/ipv4/ip_forward", "1")
-        self.connect("db", self.SERVERS, self.servers.pid)
-        self.servers.configure(["link set lo up", "address add {}/24 dev eth0".format(self.SERVERS),
-                                "link set eth0 up", "route add default via 10.99.200.1"])
+        self.servers = self.network_at("db", self.SERVERS)
         key = os.path.join(self.directory, "client_key")
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         write_file(os.path.join(self.directory, "boot"), Host.BOOT)
@@ -12143,6 +12298,16 @@ class Cluster:
         for host in self:
             host.power_off()
         wait_until(lambda: not self.watch.alive(), 10, "the end of all schedulers")
+
+    def network_at(self, name, address):
+        """A network for servers, with a link of this name to the router."""
+        network = self._network()
+        self.connect(name, address, network.pid)
+        network.configure(["link set lo up", "address add {}/24 dev eth0".format(address),
+                           "link set eth0 up", "route add default via {}.1".format(
+                               address.rpartition(".")[0])])
+        self.addresses[name] = address
+        return network
 
     def _network(self):
         self.networks.append(Network())
@@ -12178,10 +12343,9 @@ class Cluster:
     def cut(self, first, second, how="silent", one_way=False):
         """Drop what `first` sends to `second`, and the other way too unless `one_way`.
 
-        `how` is "silent", or "icmp": answered as unreachable. A name is a host's, or "db".
+        `how` is "silent", or "icmp": answered as unreachable. A name is a host's, or a network's.
         """
-        addresses = [self.SERVERS if name == "db" else self.hosts[name].address
-                     for name in (first, second)]
+        addresses = [self.addresses[name] for name in (first, second)]
         for source, target in [addresses, addresses[::-1]][:1 if one_way else 2]:
             self._cuts.append("from {} to {} {} priority 100".format(
                 source, target, {"silent": "blackhole", "icmp": "unreachable"}[how]))
@@ -12320,6 +12484,12 @@ class ClusterBench:
     def configure(self, host, url=None, **settings):
         """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
         keys = collections.OrderedDict(SETTINGS, **settings)
+        scheme, _, nodes = (url or self.url).partition("://")
+        if scheme == "zookeeper":
+            keys = collections.OrderedDict(dict(
+                {"metadata_service_type": "ZookeeperMetadataService",
+                 "metadata_service_zookeeper_nodes": nodes}, **keys))
+            url = "sqlite:////mnt/airflow.db"   # where the job table may be
         sections = keys.pop("sections", "")
         text = "[core]\nsql_alchemy_conn = {}\n\n{}\n[scheduler_failover]\n{}".format(
             (url or self.url).replace("%", "%%"), sections,
@@ -13150,6 +13320,7 @@ class Fault:
         self.lives = lives if lives != "as bound_s says" else int(bound_s > 0)
         self.together, self.overlap_s, self.control = together, overlap_s, control
         self.mend_first, self.settings = mend_first, settings
+        self.bench = None      # the kind of bench, where it is not the table's own
 
 
 class Outcome:
@@ -13177,6 +13348,8 @@ class FaultBench(ClusterBench):
     HELD_FILES = ("hold", "held", "release", "answer")
     BREAKING_FILES = ("scheduler_is_broken", "scheduler_crashes_after")
     OWN_SETTINGS = ("without_protections", "job_table")   # the others are asfc's
+    DATABASE = ("db",)   # the networks in which it is
+    AT_ONCE = 4          # so many benches at a time
     ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
@@ -13188,10 +13361,13 @@ class FaultBench(ClusterBench):
         self._begin()
         try:
             with self.ONE_SERVER:
-                self.server = serve_on(self.cluster, self.SERVER)
+                self.server = self.serve()
         except BaseException:
             self.close()
             raise
+
+    def serve(self):
+        return serve_on(self.cluster, self.SERVER)
 
     def close(self):
         self.cluster.close()
@@ -13503,7 +13679,7 @@ class FaultBench(ClusterBench):
 
     def cut(self, name, targets, how, way):
         """Cut a host's links to the database, its peers or both; `way` is both, out or in."""
-        others = ["db"] if targets in ("database", "both") else []
+        others = list(self.DATABASE) if targets in ("database", "both") else []
         if targets in ("peers", "both"):
             others += [other for other in self.cluster.hosts if other != name]
         for other in others:
@@ -13513,11 +13689,8 @@ class FaultBench(ClusterBench):
     def break_database(self, how, for_s, meanwhile=lambda: None):
         """Take the metadata away for a time. The time without a scheduler counts from its return;
         nothing at all may happen when it was short."""
-        call, server = self.cluster.servers.call, self.server
-        do, undo = {"stop": (server.stop, server.start), "kill": (server.kill, server.start),
-                    "freeze": (server.freeze, server.thaw),
-                    "read-only": (functools.partial(server.set_read_only, True),
-                                  functools.partial(server.set_read_only, False))}[how]
+        call = self.cluster.servers.call
+        do, undo = self.ways_to_break()[how]
         began = clock()
         self.on_mend(functools.partial(call, undo))
         call(do)
@@ -13528,6 +13701,20 @@ class FaultBench(ClusterBench):
             self.bound_s = 0.0
         else:
             self.counted_from = clock()
+
+    def ways_to_break(self):
+        server = self.server
+        return {"stop": (server.stop, server.start), "kill": (server.kill, server.start),
+                "freeze": (server.freeze, server.thaw),
+                "read-only": (functools.partial(server.set_read_only, True),
+                              functools.partial(server.set_read_only, False))}
+
+    def backup(self):
+        self.sql("CREATE TABLE backup AS SELECT * FROM asfc_metadata")
+
+    def restore(self):
+        self.sql("BEGIN; DELETE FROM asfc_metadata; INSERT INTO asfc_metadata "
+                 "SELECT * FROM backup; COMMIT; DROP TABLE backup")
 
     def start_by_hand(self, name):
         return self.cluster[name].start_process(["airflow", "scheduler"])
@@ -13546,6 +13733,102 @@ class FaultBench(ClusterBench):
                 self.wait_for_active([host for host in self.controllers if host != name], 15)
         self.start_controller(name)
         self.wait_for_words(name, "asfc {} starts on {}".format(version, name), 15)
+
+
+class ZookeeperFaultBench(FaultBench):
+    """The same with an ensemble of ZooKeeper in the database's place, each server in a network of
+    its own. The job table is in a file of SQLite that all hosts see."""
+    OWN_SETTINGS = FaultBench.OWN_SETTINGS + ("one_server",)
+    DATABASE = ("zk1", "zk2", "zk3")
+    AT_ONCE = 1          # with three JVMs each
+
+    def serve(self):
+        addresses = ["10.99.{}.2".format(number) for number in (201, 202, 203)]
+        networks = [self.cluster.network_at(name, address)
+                    for name, address in zip(self.DATABASE, addresses)]
+        server = ZooKeeperEnsemble(networks, addresses)
+        self.cluster.on_close(server.remove)
+        return server.start()
+
+    def configure(self, host, url=None, **settings):
+        self.follower = None
+        if (self.wanted or {}).get("one_server"):
+            self.follower = self.server.follower()
+            url = "zookeeper://{}/{}".format(self.follower.name(), self.url.rpartition("/")[2])
+        super().configure(host, url, **settings)
+
+    def boot(self, settings):
+        self.wanted = settings
+        super().boot(settings)
+
+    def sql(self, text):
+        with contextlib.closing(sqlite3.connect(
+                os.path.join(self.cluster.shared, "airflow.db"), isolation_level=None)) as base:
+            base.create_function("NOW", 1, lambda digits: repr(time.time()))
+            base.executescript(text)
+
+    def by_hand(self, do):
+        """Call a function with the znodes of a server, and the paths of asfc's."""
+        def work(server):
+            with server.client() as znodes:
+                path = "/{}/asfc".format(self.url.rpartition("/")[2])
+                do(znodes, [path] + [path + "/" + name for name in znodes.children(path)])
+        server = self.server.leader()
+        self.server.call(server, work, server)
+
+    def set_read_only(self, on):
+        """As far as asfc is concerned: everybody may read, and change what may be done."""
+        self.by_hand(lambda znodes, paths: [znodes.permit(path, 17 if on else 31)
+                                            for path in paths])
+
+    def ways_to_break(self):
+        server = self.server
+
+        def start():
+            server.start()
+        return {"stop": (server.stop, start), "kill": (server.kill, start),
+                "freeze": (server.freeze, server.thaw),
+                "read-only": (functools.partial(self.set_read_only, True),
+                              functools.partial(self.set_read_only, False))}
+
+    def backup(self):
+        for server in self.server.servers:
+            server.backup()
+
+    def restore(self):
+        """The data is replaced while all servers are down, which may take too long for some."""
+        began = clock()
+        self.server.kill()
+        for server in self.server.servers:
+            server.bring_back()
+        self.server.start()
+        if clock() - began >= SHORT_OUTAGE_S:
+            # Whoever does not hold the lease by the old record waits for h first.
+            self.bound_s, self.counted_from = HEARTBEAT_TIMEOUT_S + DEAD_S, clock()
+
+    # -- what happens to one of the servers
+
+    def lose_leader(self, how):
+        leader = self.server.leader()
+        if how == "killed":
+            leader.kill()
+            self.on_mend(lambda: self.server.start(leader))
+        elif how == "frozen":
+            leader.freeze()
+            self.on_mend(leader.thaw)
+        else:
+            name = self.DATABASE[leader.number - 1]
+            for other in list(self.cluster.addresses):
+                if other != name:
+                    self.cluster.cut(name, other)
+
+    def longest_without_heartbeat_s(self):
+        """Of the active controller, since the fault began, by its log."""
+        text = self.controllers[self.active].output()[self._said[id(
+            self.controllers[self.active])]:]
+        beats = [time.mktime(time.strptime(day, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
+                 for day, ms in re.findall(r"(?m)^(\S+ \S+),(\d+) .* heartbeat confirmed", text)]
+        return max(after - before for before, after in zip(beats, beats[1:]))
 
 
 def let_go(pid):
@@ -13676,6 +13959,51 @@ def clock_an_hour_off(role):
     return do
 
 
+def lose_leader(how):
+    """The lease is renewed within the acting window, and no node is taken for silent."""
+    def do(bench):
+        bench.lose_leader(how)
+        bench.let_pass(LONG_S)
+        longest_s = bench.longest_without_heartbeat_s()
+        print("the leader {}: heartbeats at most {:.1f} s apart".format(how, longest_s),
+              file=sys.stderr)
+        if longest_s > HEARTBEAT_TIMEOUT_S * 2 / 3:
+            raise AssertionError("{:.1f} s without a heartbeat".format(longest_s))
+        nobody_was_silent(bench)
+    return do
+
+
+def nobody_was_silent(bench):
+    for name, one in bench.controllers.items():
+        if re.search("is silent|fencing this node", one.output()[bench._said[id(one)]:]):
+            raise AssertionError("the controller on {} took a node for silent".format(name))
+
+
+def active_controller_dies_beside_two_servers(bench):
+    """The ensemble has lost its leader before, and found another one."""
+    bench.lose_leader("killed")
+    bench.server.wait_for_all()
+    bench.let_pass(HEARTBEAT_TIMEOUT_S)
+    began = clock()
+    bench.kill_controllers(bench.active)
+    _, when = bench.wait_for_active([name for name in bench.cluster.hosts if name != bench.active],
+                                    TAKEOVER_S + 5)
+    if when - began > TAKEOVER_S:
+        raise AssertionError("a takeover after {:.1f} s, allowed are {:.1f}".format(
+            when - began, TAKEOVER_S))
+
+
+def follower_lags(bench):
+    """All controllers have it as their only server."""
+    for frozen_s in (0.7, 1.5, 0.7, 3.0, 0.7, 1.5):
+        bench.follower.freeze()
+        bench.let_pass(frozen_s)
+        bench.follower.thaw()
+        bench.server.wait_for_all()
+        bench.let_pass(2 * INTERVAL_S)
+    nobody_was_silent(bench)
+
+
 def upgrade_one_by_one(bench):
     """Those on standby first, and the active one last: so the role changes hands once."""
     for name in sorted(bench.cluster.hosts, key=lambda name: name == bench.active):
@@ -13715,15 +14043,15 @@ def clear_metadata(bench):
 
 
 def metadata_from_before_a_move(bench):
-    backup(bench)
+    bench.backup()
     move(bench)
     bench.look_around()
-    restore(bench)
+    bench.restore()
 
 
 def metadata_from_before_a_takeover_and_a_move(bench):
     """The record then names an instance that is dead, whose host may take its own lease back."""
-    backup(bench)
+    bench.backup()
     bench.kill_controllers(bench.active)
     bench.wait_for("another active controller", lambda: (
         bench.cluster_record().holder != bench.active), TAKEOVER_S + 5)
@@ -13731,16 +14059,7 @@ def metadata_from_before_a_takeover_and_a_move(bench):
     bench.wait_for_calm()
     move(bench)
     bench.look_around()
-    restore(bench)
-
-
-def backup(bench):
-    bench.sql("CREATE TABLE backup AS SELECT * FROM asfc_metadata")
-
-
-def restore(bench):
-    bench.sql("BEGIN; DELETE FROM asfc_metadata; INSERT INTO asfc_metadata SELECT * FROM backup; "
-              "COMMIT; DROP TABLE backup")
+    bench.restore()
 
 
 def move(bench):
@@ -13962,6 +14281,26 @@ def control_faults():
                 control=True, without_protections=True)
 
 
+def ensemble_faults():
+    for how in ("killed", "frozen", "cut off"):
+        yield Fault("the leader of the ensemble is {}".format(how), lose_leader(how))
+    yield Fault("the active controller is killed, the ensemble's leader before",
+                active_controller_dies_beside_two_servers, roles=1, together=False)
+    yield Fault("a follower lags that is the only server of all", follower_lags, one_server=True)
+
+
+def zookeeper_faults(every=False):
+    """The table with an ensemble of ZooKeeper: all of it, or what the full tier does."""
+    chosen = ("SIGKILL of the active controller", "power-off of the scheduler's node and the "
+              "active controller's", "the metadata is restored from before a move")
+    table = [fault for fault in all_faults(every) if every or fault.name in chosen]
+    for fault in table + list(ensemble_faults()):
+        fault.name, fault.bench = "ZooKeeper: " + fault.name, ZookeeperFaultBench
+        if "restored" in fault.name:   # the servers are away meanwhile
+            fault.lives, fault.roles = None, (0, 1)
+        yield fault
+
+
 def all_faults(every_cut=False):
     """The table. Those that take longest come first: so the clusters are done at the same time."""
     faults = list(itertools.chain(
@@ -13980,20 +14319,23 @@ class FaultRun:
         self._outcomes = {fault.name: None for fault in faults}
         self._done = threading.Condition()
         self._told = told or (lambda outcome: None)
+        self._kinds = collections.Counter()   # of the benches that are there
         self._threads = [threading.Thread(target=self._work, daemon=True)
                          for _ in range(min(clusters, len(faults)))]
         for thread in self._threads:
             thread.start()
 
     def _work(self):
-        bench = None
-        while self._waiting:
-            try:
-                fault = self._waiting.popleft()
-            except IndexError:
+        bench, kind = None, None
+        while True:
+            before, (kind, fault) = kind, self._next(kind)
+            if not fault:
                 break
             try:
-                bench = bench or self._bench()
+                if bench and kind is not before:
+                    bench.close()
+                    bench = None
+                bench = bench or kind()
                 outcome = bench.run(fault)
             except BaseException:
                 outcome = Outcome(fault, problems=[traceback.format_exc()])
@@ -14003,6 +14345,19 @@ class FaultRun:
                 self._done.notify_all()
         if bench:
             bench.close()
+
+    def _next(self, kind):
+        """The next fault for one that has a bench of this kind, with the kind that it needs; None
+        when all that wait for benches of which there are enough."""
+        with self._done:
+            self._kinds[kind] -= 1
+            for fault in self._waiting:
+                wanted = fault.bench or self._bench
+                if self._kinds[wanted] < wanted.AT_ONCE:
+                    self._waiting.remove(fault)
+                    self._kinds[wanted] += 1
+                    return wanted, fault
+        return None, None
 
     def outcome(self, name):
         """Wait for what became of a fault."""
@@ -14065,13 +14420,14 @@ class FaultsOnRealHosts(FaultTests):
     @classmethod
     def setUpClass(cls):
         require("libfaketime", FAKETIME)
+        require("a ZooKeeper", ZooKeeperServer.present())
         super().setUpClass()
 
 
-FaultsOnRealHosts.add(all_faults())
+FaultsOnRealHosts.add(list(zookeeper_faults()) + all_faults())
 
 
-def soak_faults(rounds=5):
+def soak_faults(table=all_faults, rounds=5):
     """`soak hosts`: the whole table, with every kind of cut, so many times."""
     end_in_order_on_sigterm()
     failed = 0
@@ -14081,7 +14437,7 @@ def soak_faults(rounds=5):
             print(outcome, *outcome.problems, sep="\n    ", flush=True)
             if outcome.problems:
                 print(textwrap.indent(outcome.story, "    "), flush=True)
-        faults = all_faults(every_cut=True)
+        faults = list(table(True))
         running = FaultRun(faults, tell)
         failed += sum(1 for fault in faults if running.outcome(fault.name).problems)
         running.end()
@@ -16382,13 +16738,15 @@ class Bench:
             self.show("is_scheduler_running, 20 nodes, ssh waits 1 s (s)", self.twenty_nodes(), 1.5)
             self.show("CPU of a heartbeat on MariaDB / bare client's select 1",
                       self.heartbeat_ratio(), 1.5)
+            self.show("two writes and a read of ZooKeeper on loopback (ms)",
+                      self.zookeeper_ms(), 10.0)
         finally:
             shutil.rmtree(self.directory)
         return 1 if self.failed else 0
 
     def show(self, what, value, bound):
         if value is None:
-            print("{:<62} skipped: no MariaDB server here".format(what))
+            print("{:<62} skipped: no such server here".format(what))
             return
         well = value <= bound
         self.failed += not well
@@ -16480,6 +16838,26 @@ class Bench:
             server.remove()
 
     @staticmethod
+    def zookeeper_ms(rounds=200):
+        """The median time of an exchange as a controller makes it with each heartbeat."""
+        if not ZooKeeperServer.present():
+            return None
+        server = ZooKeeperServer().start()
+        try:
+            service = service_for(server.create_database("bench"))
+            names = ("cluster", "node/a", "node/b", "node/c")
+            service.exchange([asfc.Write(name, "x" * 1000, None) for name in names])
+            times = []
+            for version in range(1, rounds + 1):
+                writes = [asfc.Write(name, "y" * 1000, version) for name in names[:2]]
+                began = time.monotonic()
+                assert service.exchange(writes).won == (True, True)
+                times.append(1000 * (time.monotonic() - began))
+            return sorted(times)[rounds // 2]
+        finally:
+            server.remove()
+
+    @staticmethod
     def cpu_s(function):
         """CPU seconds that a call takes, its children's included."""
         def used():
@@ -16506,7 +16884,8 @@ def soak_quiet_week():
 SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_faults,
          "airflow": soak_airflow, "quiet": soak_quiet, "simulation": soak_simulation,
          "quiet-week": soak_quiet_week,
-         "zookeeper-fuzz": soak_zookeeper_fuzz}
+         "zookeeper-fuzz": soak_zookeeper_fuzz,
+         "hosts-zookeeper": functools.partial(soak_faults, zookeeper_faults, 1)}
 
 
 class ResultThatTells(unittest.TextTestResult):
