@@ -84,12 +84,13 @@ import selectors
 import shlex
 import signal
 import stat
+import struct
 import subprocess
 import sys
 import threading
 import time
 from typing import (Any, Callable, Dict, FrozenSet, Iterable, List, Mapping, NamedTuple, Optional,
-                    Sequence, Set, Tuple)
+                    Sequence, Set, Tuple, TypeVar)
 
 __version__ = "2.0.0"
 
@@ -417,6 +418,125 @@ def _local_process(pid: str) -> Optional[LocalProcess]:
                         uid, words, marker[0] if marker else "")
 
 
+class Connection:
+    """A TCP connection of which every step ends at the deadline, however the peer drips its bytes.
+
+    All methods raise OSError; the end of what the peer sends is an error, too.
+    """
+
+    def __init__(self, address: Tuple[Any, Any], deadline: float,
+                 now: Callable[[], float]) -> None:
+        import socket
+        self.deadline = deadline
+        self._now, self._began = now, now()
+        self._socket = socket.socket(address[0], socket.SOCK_STREAM)
+        try:
+            self._step(self._socket.connect, address[1])
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _step(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Have the socket do something, for no longer than until the deadline."""
+        import socket
+        left_s = self.deadline - self._now()
+        try:
+            if left_s <= 0:
+                raise socket.timeout
+            self._socket.settimeout(left_s)
+            return function(argument)
+        except socket.timeout:
+            raise OSError("no answer within {:g} s".format(round(self.deadline - self._began, 2)))
+
+    def send(self, data: bytes) -> None:
+        self._step(self._socket.sendall, data)
+
+    def receive(self, length: int) -> bytes:
+        """So many bytes, no fewer."""
+        data = self.receive_rest(length)
+        if len(data) < length:
+            raise ConnectionResetError("the connection was closed")
+        return data
+
+    def receive_rest(self, most: int) -> bytes:
+        """What comes until the peer closes the connection, but no more than so many bytes."""
+        data = bytearray()
+        while len(data) < most:
+            part = self._step(self._socket.recv, most - len(data))
+            if not part:
+                break
+            data += part
+        return bytes(data)
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._socket.close()
+
+
+def host_and_port(host: str, port: int) -> str:
+    return ("[{}]:{}" if ":" in host else "{}:{}").format(host, port)
+
+
+class Servers:
+    """Servers that do the same: the addresses of several hosts, in the order to be tried in.
+
+    Nothing cuts short the resolver's wait for a DNS that is away, so threads wait for it. What it
+    said last of a host is used until it answers again.
+    """
+
+    def __init__(self, hosts: Sequence[Tuple[str, int]], now: Callable[[], float]) -> None:
+        self.order: List[Tuple[Any, Any]] = []   # that of the last answer is the first
+        self._hosts = hosts
+        self._now = now
+        self._known: Dict[Tuple[str, int], List[Tuple[Any, Any]]] = {}
+        self.problem = "no host name was resolved in time"
+
+    def tries(self, deadline: float) -> Iterable[Tuple[Tuple[Any, Any], float]]:
+        """Addresses for `connect`, each with the time until when it may be tried.
+
+        Each gets half of the time that is left, the last one all of it: one that hangs leaves time
+        for the next. None when no host has an address: `problem` says why.
+        """
+        self._resolve(self._now() + (deadline - self._now()) / 4)
+        found = [address for host in self._hosts for address in self._known.get(host, [])]
+        order = [address for address in self.order if address in found]
+        # Each process begins with another one, for Python's hash of a text differs.
+        order += sorted(set(found) - set(order), key=hash)
+        # Should all fail, the last ones, which had the least time, are the first ones next time.
+        self.order = order[::-1]
+        for number, address in enumerate(order, 1):
+            now = self._now()
+            yield address, deadline if number == len(order) else (now + deadline) / 2
+
+    def note(self, address: Tuple[Any, Any], is_well: bool) -> None:
+        """Have this one tried first from now on, or last."""
+        others = [one for one in self.order if one != address]
+        self.order = [address] + others if is_well else others + [address]
+
+    def _resolve(self, end: float) -> None:
+        threads = [threading.Thread(target=self._ask, args=host, daemon=True)
+                   for host in self._hosts if not self._ask(*host, only_numbers=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end - self._now()))
+
+    def _ask(self, host: str, port: int, only_numbers: bool = False) -> bool:
+        """Learn the addresses of a host; of one that is given by its number nobody is asked."""
+        import socket
+        try:
+            self._known[host, port] = [(entry[0], entry[4]) for entry in socket.getaddrinfo(
+                host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST if only_numbers else 0)]
+            return True
+        except (OSError, UnicodeError) as error:
+            if not only_numbers:
+                self.problem = "{}: {}".format(host, getattr(error, "strerror", None) or error)
+            return False
+
+
 class World:
     """The one door to everything outside this process.
 
@@ -741,6 +861,14 @@ class World:
         """A server that listens there. Raises OSError."""
         return HttpServer(address, port)
 
+    def servers(self, hosts: Sequence[Tuple[str, int]]) -> "Servers":
+        """Servers that do the same, given as hosts with their ports."""
+        return Servers(hosts, self.now)
+
+    def connect(self, address: Tuple[Any, Any], deadline: float) -> Connection:
+        """A TCP connection to an address of a server. Raises OSError."""
+        return Connection(address, deadline, self.now)
+
     def http_get(self, url: str, timeout_s: float, verify_tls: bool = True) -> Tuple[int, str]:
         """Fetch a page; returns the HTTP status and at most 64 KiB of its text. Raises OSError.
 
@@ -935,10 +1063,33 @@ def _ip_address(text: str) -> str:
     return text
 
 
+class ZookeeperNodes(NamedTuple):
+    """A connect string of ZooKeeper: hosts with their ports, and the path that all begins with."""
+    hosts: Tuple[Tuple[str, int], ...]
+    chroot: str   # "" or "/a/b"
+
+    @classmethod
+    def of(cls, text: str) -> "ZookeeperNodes":
+        """Read `host:port,host:port/chroot`. Raises ValueError."""
+        names, slash, chroot = "".join(text.split()).partition("/")
+        hosts = []
+        for name in filter(None, names.split(",")):
+            match = re.fullmatch(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::(\d{0,5}))?", name)
+            _check(match)
+            ipv6, host, port = match.groups() if match else ("", "", "")
+            _check(is_host_name(ipv6 or host) and (":" in ipv6 if ipv6 else True))
+            _check(0 < int(port or 2181) < 65536)
+            hosts.append((ipv6 or host, int(port or 2181)))
+        parts = chroot.rstrip("/").split("/") if chroot.rstrip("/") else []
+        _check(hosts and chroot.isprintable() and not {"", ".", ".."} & set(parts))
+        return cls(tuple(hosts), "".join("/" + part for part in parts))
+
+    def __str__(self) -> str:
+        return ",".join(host_and_port(*host) for host in self.hosts) + self.chroot
+
+
 def _zookeeper_nodes(text: str) -> str:
-    text = "".join(text.split()).strip(",")
-    _check(re.fullmatch(r"[A-Za-z0-9_.\[\]:-]+(,+[A-Za-z0-9_.\[\]:-]+)*(/[\w./-]*)?", text))
-    return text
+    return str(ZookeeperNodes.of(text))
 
 
 def _addresses(text: str) -> Tuple[str, ...]:
@@ -965,10 +1116,19 @@ OPTIONS: Tuple[Option, ...] = (
     Option("metadata_service_type", "SQLMetadataService",
            *_one_of("SQLMetadataService", "ZookeeperMetadataService"),
            help="Where the controllers share what they know. SQLMetadataService: the database of "
-           "sql_alchemy_conn.", live=False),
+           "sql_alchemy_conn. ZookeeperMetadataService: a ZooKeeper ensemble.", live=False),
     Option("metadata_service_zookeeper_nodes", "localhost:2181", _zookeeper_nodes,
-           "host:port, separated by commas",
-           "The servers of ZookeeperMetadataService.", live=False),
+           "host:port, separated by commas, then perhaps a /path",
+           "The servers of ZookeeperMetadataService. A port that is left out is 2181; all that "
+           "asfc keeps stands below the path (chroot).", live=False),
+    Option("metadata_service_zookeeper_auth", "", *_pattern(
+        r"([^:\s][^:\n]*:[^\n]+)?", "user:password, or empty: none is needed"),
+           help="What asfc proves itself by to ZooKeeper (scheme digest), the same on all nodes. "
+           "The znodes that it makes can then be read and written by this user alone.",
+           secret=True, live=False),
+    Option("metadata_service_zookeeper_auth_cmd", "", *_shell_words(0),
+           help="A command, run without a shell, that prints metadata_service_zookeeper_auth.",
+           secret=True, live=False),
     Option("poll_frequency", "10", *_seconds(1, 3600),
            help="How often the active controller looks at the scheduler.", shown=True),
     Option("heartbeat_timeout", "30", *_seconds(7.5, 3600),
@@ -1127,6 +1287,8 @@ class Configuration(NamedTuple):
     scheduler_nodes_in_cluster: Tuple[str, ...]
     metadata_service_type: str
     metadata_service_zookeeper_nodes: str
+    metadata_service_zookeeper_auth: str
+    metadata_service_zookeeper_auth_cmd: str
     poll_frequency: float
     heartbeat_timeout: float
     airflow_scheduler_start_command: str
@@ -1421,6 +1583,7 @@ class _Loader:
         self._check_timing()
         self._replace_old_commands()
         self._drop_strangers_address()
+        self._ask_for_zookeeper_auth()
         state_dir_here = _expand(self.values["state_dir"], self.environment)
         if need_own_name:
             self._check_state_dir(state_dir_here)
@@ -1597,6 +1760,17 @@ class _Loader:
             self.warnings.append(
                 "{}, [{}] alert_to_email: {} is the old default, an address of strangers; no mail "
                 "goes there. Write your own address.".format(self.path, SECTION, STRANGERS_ADDRESS))
+
+    def _ask_for_zookeeper_auth(self) -> None:
+        key = "metadata_service_zookeeper_auth"
+        if self.values[key] or not self.values[key + "_cmd"] \
+                or self.values["metadata_service_type"] != "ZookeeperMetadataService":
+            return
+        output = self._command_output(SECTION, key, self.values[key + "_cmd"])
+        try:
+            self.values[key] = _OPTION_BY_NAME[key].parse(output)
+        except ValueError:
+            self._wrong(SECTION, key + "_cmd", None, "it must print user:password")
 
     # -- Airflow's own keys
 
@@ -2326,6 +2500,9 @@ class MetadataService:
                 return
         raise MetadataError("{}: other writers were faster ten times".format(self.describe()))
 
+    # Where the original controller leaves its heartbeat, in words.
+    LEGACY_PLACE = "the table scheduler_failover_controller_metadata"
+
     def legacy_heartbeat(self) -> Optional[str]:
         """The heartbeat that the original controller left, word for word; None if there is none."""
         return None
@@ -2337,6 +2514,63 @@ class MetadataService:
     def check(self) -> str:
         """Ask the service what it is; returns one line: its version and what is risky about it."""
         raise NotImplementedError
+
+
+class _ServerMetadataService(MetadataService):
+    """What the backends have in common: the time limit, and errors of one line without secrets."""
+
+    def __init__(self, world: World, configuration: Any, secret: str) -> None:
+        self._world = world
+        self._limit_s: float = configuration.metadata_limit_s
+        self._secret = secret
+
+    def _deadline(self) -> float:
+        return self._world.now() + self._limit_s
+
+    def _left_s(self, deadline: float) -> float:
+        """The rest of the time for an exchange, in seconds; MetadataError when there is none."""
+        left_s = deadline - self._world.now()
+        if left_s < 0.05:
+            raise self._error("no answer within {:g} s".format(self._limit_s))
+        return left_s
+
+    def _error(self, cause: str) -> MetadataError:
+        return MetadataError("{}: {}".format(self.describe(), self._in_one_line(cause)))
+
+    def _in_one_line(self, text: str) -> str:
+        """Foreign words made fit for a message: short, in one line, without the password."""
+        if self._secret:
+            text = text.replace(self._secret, "***")
+        line = " ".join(text.split())
+        return line if len(line) <= 300 else line[:297] + "..."
+
+    def _encoded(self, write: Write) -> Tuple[bytes, bytes]:
+        """Name and value of a record as UTF-8. Raises MetadataError for what can't be stored."""
+        found = []
+        for field, text in (("name", write.name), ("value", write.value)):
+            try:
+                data = text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise self._error("the {} of record {!a:.80} is not proper text".format(
+                    field, write.name))
+            if b"\0" in data or field == "name" and not 0 < len(data) < 256:
+                raise self._error("the {} of record {!a:.80} can't be stored: it holds a NUL "
+                                  "character or has no fitting length".format(field, write.name))
+            found.append(data)
+        return found[0], found[1]
+
+    def _agreed(self, writes: Sequence[Write], exchange: Exchange) -> Exchange:
+        """The exchange, if what it read is not older than what it wrote; else MetadataError."""
+        records = exchange.records
+        for write, has_won in zip(writes, exchange.won):
+            version_now = records[write.name].version if write.name in records else 0
+            if has_won and version_now <= (write.expected_version or 0):
+                raise self._error("it says that it wrote record {}, and shows it unwritten; do all "
+                                  "statements reach the same server?".format(write.name))
+        return exchange
+
+
+_Found = TypeVar("_Found")
 
 
 class _NoTableError(MetadataError):
@@ -2397,7 +2631,7 @@ def read_database_url(text: str) -> DatabaseUrl:
                        found["ipv6"] or found["host"], found["port"], found["database"], options)
 
 
-class SQLMetadataService(MetadataService):
+class SQLMetadataService(_ServerMetadataService):
     """The records in one table of the database that Airflow uses.
 
     A dialect brings its statements and a way to run them. A name, a value goes into a statement as
@@ -2422,8 +2656,8 @@ class SQLMetadataService(MetadataService):
     KNOWN_OPTIONS: FrozenSet[str] = frozenset()
 
     def __init__(self, world: World, configuration: Any, url: DatabaseUrl) -> None:
-        self._world = world
-        self._limit_s: float = configuration.metadata_limit_s
+        hidden = url.password not in (url.user, url.database, url.host)
+        super().__init__(world, configuration, url.password if hidden else "")
         self._url = url
         self._kind = ""
         unknown = sorted(set(url.options) - self.KNOWN_OPTIONS)
@@ -2493,40 +2727,10 @@ class SQLMetadataService(MetadataService):
         risks = [self.RISKS[fact] for fact in sorted(facts.items()) if fact in self.RISKS]
         return ". Warning: ".join(["{} {}".format(self._kind, facts.get("version"))] + risks) + "."
 
-    def _deadline(self) -> float:
-        return self._world.now() + self._limit_s
-
-    def _left_s(self, deadline: float) -> float:
-        """The rest of the time for an exchange, in seconds; MetadataError when there is none."""
-        left_s = deadline - self._world.now()
-        if left_s < 0.05:
-            raise self._error("no answer within {:g} s".format(self._limit_s))
-        return left_s
-
-    def _error(self, cause: str) -> MetadataError:
-        return MetadataError("{}: {}".format(self.describe(), self._in_one_line(cause)))
-
-    def _in_one_line(self, text: str) -> str:
-        """Foreign words made fit for a message: short, in one line, without the password."""
-        url = self._url
-        if url.password and url.password not in (url.user, url.database, url.host):
-            text = text.replace(url.password, "***")
-        line = " ".join(text.split())
-        return line if len(line) <= 300 else line[:297] + "..."
-
     def _statements_of(self, write: Write) -> List[str]:
         """The statements of a conditional write; the last one says how many rows it changed."""
-        digits = {}
-        for field, text in (("name", write.name), ("value", write.value)):
-            try:
-                data = text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise self._error("the {} of record {!a:.80} is not proper text".format(
-                    field, write.name))
-            if b"\0" in data or field == "name" and not 0 < len(data) < 256:
-                raise self._error("the {} of record {!a:.80} can't be stored: it holds a NUL "
-                                  "character or has no fitting length".format(field, write.name))
-            digits[field] = data.hex()
+        name, value = self._encoded(write)
+        digits = {"name": name.hex(), "value": value.hex()}
         if write.expected_version is None:
             return [part.format(**digits) for part in self.CREATE_RECORD]
         return [part.format(version=int(write.expected_version), **digits)
@@ -2560,12 +2764,7 @@ class SQLMetadataService(MetadataService):
                 raise ValueError("{} of {} writes".format(len(won), len(writes)))
         except (KeyError, ValueError) as error:
             raise self._error("an answer that can't be ({})".format(error))
-        for write, has_won in zip(writes, won):
-            version_now = records[write.name].version if write.name in records else 0
-            if has_won and version_now <= (write.expected_version or 0):
-                raise self._error("it says that it wrote record {}, and shows it unwritten; do all "
-                                  "statements reach the same server?".format(write.name))
-        return Exchange(won, records)
+        return self._agreed(writes, Exchange(won, records))
 
 
 class SQLiteMetadataService(SQLMetadataService):
@@ -2978,13 +3177,307 @@ class PostgreSQLMetadataService(_ClientMetadataService):
                         "-v", "VERBOSITY=verbose", "-d", words), limit_s, script, environment)
 
 
+# -- ZooKeeper: a client of our own, for a node has Python's standard library and nothing else
+
+_ZK_CREATE, _ZK_EXISTS, _ZK_GET_DATA, _ZK_SET_DATA, _ZK_GET_ACL = 1, 3, 4, 5, 6
+_ZK_GET_CHILDREN, _ZK_SYNC, _ZK_MULTI, _ZK_AUTH, _ZK_CLOSE = 8, 9, 14, 100, -11
+_ZK_NO_NODE, _ZK_NODE_EXISTS = -101, -110
+_ZK_LOST = (_ZK_NO_NODE, -103, _ZK_NODE_EXISTS)   # somebody else was faster; -103: bad version
+_ZK_ERRORS = {
+    -102: "no permission: is metadata_service_zookeeper_auth set, and the same on all nodes?",
+    -115: "it refused metadata_service_zookeeper_auth", -124: "it wants SASL, which asfc can't do"}
+_ZK_LONGEST = 2 * 0xfffff   # bytes of a message: twice of what a server takes, unless it is told to
+
+
+def _zk_data(data: bytes) -> bytes:
+    return struct.pack(">i", len(data)) + data
+
+
+def _zk_text(text: str) -> bytes:
+    return _zk_data(text.encode("utf-8"))
+
+
+class _ZkReader:
+    """Takes a message apart. Raises ValueError for one that is cut off or odd."""
+
+    def __init__(self, message: bytes) -> None:
+        self.rest = message
+
+    def numbers(self, form: str) -> Tuple[Any, ...]:
+        size, message = struct.calcsize(form), self.rest
+        if len(message) < size:
+            raise ValueError("an answer that is cut off")
+        self.rest = message[size:]
+        return struct.unpack(form, message[:size])
+
+    def data(self) -> bytes:
+        length, = self.numbers(">i")
+        if not -1 <= length <= len(self.rest):
+            raise ValueError("an answer with a text of {} bytes".format(length))
+        found, self.rest = self.rest[:max(0, length)], self.rest[max(0, length):]
+        return found
+
+    def texts(self) -> List[str]:
+        count, = self.numbers(">i")
+        return [self.data().decode("utf-8") for _ in range(count)]   # of too many the first fails
+
+    def stat(self) -> Tuple[int, int, int, int]:
+        """Version, cversion, number of children, and pzxid, the last change of the children."""
+        _, _, _, _, version, cversion, _, _, _, children, pzxid = self.numbers(">qqqqiiiqiiq")
+        return version, cversion, children, pzxid
+
+    def failures(self) -> List[int]:
+        """The codes of a multi that failed; none of one that was done, for it is all or nothing."""
+        codes: List[int] = []
+        while True:
+            kind, is_end, _ = self.numbers(">i?i")
+            if is_end or kind != -1:
+                return codes
+            codes += self.numbers(">i")
+
+
+class _ZkSession:
+    """A session for one exchange. Its begin is a transaction that a quorum agrees to, which neither
+    a deposed leader nor a server that is cut off can bring about; and one that is given up soon
+    runs out, with what is still on its way. Raises OSError and ValueError."""
+
+    def __init__(self, connection: Connection, deadline: float, limit_s: float, zxid: int,
+                 auth: str) -> None:
+        """The handshake. A server that has not seen the transaction `zxid` yet refuses it."""
+        self.has_written = False
+        self.zxid = 0          # the newest transaction that the server has shown
+        self.bases: Dict[bytes, int] = {}   # of the records that are there, by name
+        self._connection, self._deadline, self._xid = connection, deadline, 0
+        connection.send(_zk_data(struct.pack(">iqiq", 0, zxid, int(1000 * limit_s), 0)
+                                 + _zk_data(bytes(16)) + b"\0"))
+        try:
+            _, timeout_ms = self._receive().numbers(">ii")
+        except ConnectionResetError:
+            raise OSError("it takes no clients: it has no quorum, or lags behind")
+        if timeout_ms <= 0:
+            raise OSError("it refused a new session")
+        if auth:
+            connection.send(_zk_data(struct.pack(">iii", -4, _ZK_AUTH, 0) + _zk_text("digest")
+                                     + _zk_text(auth)))
+            self._reply(-4, ())
+
+    def ask(self, *requests: Tuple[int, bytes], allowed: Sequence[int] = ()
+            ) -> List[Tuple[int, _ZkReader]]:
+        """Send requests; returns code and reply of each. A code that is not allowed is an error."""
+        first = self._xid + 1
+        for kind, body in requests:
+            self._xid += 1
+            self._connection.send(_zk_data(struct.pack(">ii", self._xid, kind) + body))
+        return [self._reply(xid, allowed) for xid in range(first, self._xid + 1)]
+
+    def write(self, request: Tuple[int, bytes]) -> Tuple[int, _ZkReader]:
+        """The same with a write. No other server can be tried after it, so all the time is its."""
+        self.has_written, self._connection.deadline = True, self._deadline
+        return self.ask(request, allowed=_ZK_LOST)[0]
+
+    def end(self) -> None:
+        """Close the session; the answer is not waited for."""
+        self._connection.send(_zk_data(struct.pack(">ii", self._xid + 1, _ZK_CLOSE)))
+
+    def _receive(self) -> _ZkReader:
+        length, = struct.unpack(">i", self._connection.receive(4))
+        if not 0 <= length <= _ZK_LONGEST:
+            raise OSError("it announced a message of {} bytes".format(length))
+        return _ZkReader(self._connection.receive(length))
+
+    def _reply(self, xid: int, allowed: Sequence[int]) -> Tuple[int, _ZkReader]:
+        """The reply to a request; what a server says without being asked is passed over."""
+        while True:
+            reader = self._receive()
+            got, zxid, code = reader.numbers(">iqi")
+            if got not in (xid, -1, -2):
+                raise OSError("it answered request {} when {} was asked".format(got, xid))
+            if got == xid and code and code not in allowed:
+                raise OSError("{} (code {})".format(_ZK_ERRORS.get(code, "it failed"), code))
+            if got == xid:
+                self.zxid = max(self.zxid, zxid)
+                return code, reader
+
+
+class ZookeeperMetadataService(_ServerMetadataService):
+    """The records as persistent znodes of a ZooKeeper ensemble: no ephemerals, no watches.
+
+    A record is the znode NAME.BASE below `asfc`, its version BASE + 1 + the znode's own version.
+    BASE is 0 or, where one of that name may have been removed by hand before, the number of a newer
+    transaction, which is above all versions of before. So none ever falls, and a write that was
+    meant for the znode of before finds none. Of two that make a record at the same time one wins:
+    both raise the version of `asfc` in the same transaction.
+    """
+    LEGACY_PLACE = "the znode scheduler_failover_controller/failover_heartbeat"
+
+    def __init__(self, world: World, configuration: Any) -> None:
+        self._auth: str = configuration.metadata_service_zookeeper_auth
+        super().__init__(world, configuration, self._auth.partition(":")[2])
+        self._nodes = ZookeeperNodes.of(configuration.metadata_service_zookeeper_nodes)
+        self._base = base = self._nodes.chroot + "/asfc"
+        self._paths = ["/"] + [base[:part.end()] for part in re.finditer("/[^/]+", base)]
+        self._servers = world.servers(self._nodes.hosts)
+        self._zxid = 0
+
+    def describe(self) -> str:
+        return "ZooKeeper at {}".format(self._nodes)
+
+    def exchange(self, writes: Sequence[Write] = ()) -> Exchange:
+        encoded = [self._encoded(write) + (write.expected_version,) for write in writes]
+
+        def work(session: _ZkSession) -> Exchange:
+            if writes:
+                self._look(session)
+            won = tuple([self._write(session, *one) for one in encoded])
+            return Exchange(won, self._records(session))
+        return self._agreed(writes, self._in_session(work, self._deadline()))
+
+    def legacy_heartbeat(self) -> Optional[str]:
+        path = self._nodes.chroot + "/scheduler_failover_controller/failover_heartbeat"
+
+        def work(session: _ZkSession) -> str:
+            (code, reply), = session.ask(self._get(_ZK_GET_DATA, path), allowed=(_ZK_NO_NODE,))
+            return "" if code else reply.data().decode("utf-8", "replace")
+        return self._in_session(work, self._deadline()) or None
+
+    def check(self) -> str:
+        deadline = self._deadline()
+        warning, said = self._in_session(self._acl_warning, deadline), ""
+        try:
+            with self._world.connect(self._servers.order[0], deadline) as connection:
+                connection.send(b"srvr")
+                said = connection.receive_rest(65536).decode("utf-8", "replace")
+        except OSError:
+            pass
+        found = re.search(r"^Zookeeper version: ([^-,\s]+).*^Mode: (\S+)", said, re.M | re.S)
+        version, mode = found.groups() if found else (
+            "of an unknown version", "unknown: 4lw.commands.whitelist does not allow srvr")
+        return "ZooKeeper {}; {} answered, its mode is {}{}.".format(
+            version, host_and_port(*self._servers.order[0][1][:2]), mode, warning)
+
+    def _acl_warning(self, session: _ZkSession) -> str:
+        (code, reply), = session.ask((_ZK_GET_ACL, _zk_text(self._base)), allowed=(_ZK_NO_NODE,))
+        return "" if code or not self._auth or reply.rest.startswith(self._acl()) else \
+            ". Warning: {} was made without metadata_service_zookeeper_auth, others may read or " \
+            "write there".format(self._base)
+
+    def _in_session(self, work: Callable[[_ZkSession], _Found], deadline: float) -> _Found:
+        """What `work` makes of a session with the first server that serves well. After a write was
+        sent no other is tried, for what became of it is not known. Raises MetadataError."""
+        problems: List[str] = []
+        session: Optional[_ZkSession] = None
+        for address, until in self._servers.tries(deadline):
+            try:
+                with self._world.connect(address, until) as link:
+                    session = _ZkSession(link, deadline, self._limit_s, self._zxid, self._auth)
+                    found = work(session)
+                    session.end()
+                self._servers.note(address, True)
+                self._zxid = session.zxid
+                return found
+            except (OSError, ValueError) as error:
+                said = getattr(error, "strerror", None) or error
+                problems.append("{}: {}".format(host_and_port(*address[1][:2]), said))
+                if session and session.has_written:
+                    self._servers.note(address, False)
+                    raise self._error("; ".join(problems) + "; the write may have been made")
+        self._zxid = 0   # an ensemble that was restored from a backup refuses who has seen more
+        raise self._error("; ".join(problems) or self._servers.problem)
+
+    def _acl(self) -> bytes:
+        """Who may do all with a znode that is made: the user that is set, or everybody."""
+        scheme, identity = "world", "anyone"
+        if self._auth:
+            import hashlib
+            digest = base64.b64encode(hashlib.sha1(self._auth.encode("utf-8")).digest())
+            scheme, identity = "digest", self._auth.partition(":")[0] + ":" + digest.decode("ascii")
+        return struct.pack(">ii", 1, 31) + _zk_text(scheme) + _zk_text(identity)
+
+    def _new(self, path: str, value: bytes) -> Tuple[int, bytes]:
+        return _ZK_CREATE, _zk_text(path) + _zk_data(value) + self._acl() + struct.pack(">i", 0)
+
+    def _set(self, path: str, value: bytes, version: int) -> Tuple[int, bytes]:
+        return _ZK_SET_DATA, _zk_text(path) + _zk_data(value) + struct.pack(">i", version)
+
+    def _get(self, kind: int, path: str) -> Tuple[int, bytes]:
+        return kind, _zk_text(path) + b"\0"   # and no watch
+
+    def _path(self, session: _ZkSession, name: bytes) -> str:
+        import urllib.parse
+        return "{}/{}.{}".format(self._base, urllib.parse.quote(name, ""), session.bases[name])
+
+    def _look(self, session: _ZkSession) -> None:
+        """Learn which records there are now, for which the server has to catch up first."""
+        import urllib.parse
+        _, (code, reply) = session.ask(
+            (_ZK_SYNC, _zk_text(self._base)), self._get(_ZK_GET_CHILDREN, self._base),
+            allowed=(_ZK_NO_NODE,))
+        session.bases = {}
+        for child in [] if code else reply.texts():
+            quoted, _, base = child.rpartition(".")
+            if quoted and re.fullmatch("[0-9]{1,19}", base):
+                name = urllib.parse.unquote_to_bytes(quoted)
+                session.bases[name] = max(int(base), session.bases.get(name, 0))
+
+    def _records(self, session: _ZkSession) -> Dict[str, Record]:
+        """All records. That of the cluster is read last, so no node's record is newer than it."""
+        self._look(session)
+        names = sorted(session.bases, key=lambda name: name == CLUSTER.encode("ascii"))
+        replies = session.ask(*(self._get(_ZK_GET_DATA, self._path(session, name))
+                                for name in names), allowed=(_ZK_NO_NODE,))
+        return {name.decode("utf-8"): Record(   # the value comes before the version
+            value=reply.data().decode("utf-8"), version=session.bases[name] + 1 + reply.stat()[0])
+            for name, (code, reply) in zip(names, replies) if not code}
+
+    def _write(self, session: _ZkSession, name: bytes, value: bytes,
+               expected_version: Optional[int]) -> bool:
+        """One conditional write; says whether it won."""
+        if expected_version is None:
+            return self._make(session, name, value)
+        version = expected_version - 1 - session.bases.get(name, 0)
+        is_possible = name in session.bases and 0 <= version < 2 ** 31   # -1 stands for any version
+        return is_possible and not session.write(
+            self._set(self._path(session, name), value, version))[0]
+
+    def _make(self, session: _ZkSession, name: bytes, value: bytes) -> bool:
+        """Make a record where there is none; tried again when another record was made meanwhile."""
+        while True:
+            version, base = self._directory(session)   # before the look, or one might be made twice
+            self._look(session)
+            if name in session.bases:
+                return False
+            session.bases[name] = base
+            parts = (self._set(self._base, b"", version),
+                     self._new(self._path(session, name), value))
+            code, reply = session.write((_ZK_MULTI, b"".join(
+                struct.pack(">i?i", kind, False, -1) + body for kind, body in parts)
+                + struct.pack(">i?i", -1, True, -1)))
+            codes = [code] if code else reply.failures()
+            if not codes:
+                return True
+            if not set(codes) & set(_ZK_LOST):
+                raise OSError("it could not make a record (codes {})".format(codes))
+
+    def _directory(self, session: _ZkSession) -> Tuple[int, int]:
+        """Make `asfc` if need be; returns its version and the base for a record that is made now.
+
+        That is 0 where nothing above or beside it was ever removed. A cversion counts children that
+        were made and that were removed; that of the root begins at -1 with one that was not made.
+        """
+        questions = [self._get(_ZK_EXISTS, path) for path in self._paths]
+        for path, (code, _) in zip(self._paths, session.ask(*questions, allowed=(_ZK_NO_NODE,))):
+            if code:
+                session.ask(self._new(path, b""), allowed=(_ZK_NODE_EXISTS,))
+        stats = [reply.stat() for _, reply in session.ask(*questions)]
+        removed = 2 + sum(cversion - children for _, cversion, children, _ in stats)
+        return stats[-1][0], stats[-1][3] if removed else 0
+
+
 def metadata_service(world: World, configuration: Any) -> MetadataService:
     """The service that the configuration names. Raises ConfigurationError; asks no server yet."""
     kind = configuration.metadata_service_type
     if kind == "ZookeeperMetadataService":
-        raise ConfigurationError("[scheduler_failover] metadata_service_type = {}: ZooKeeper comes "
-                                 "in a later release; until then use SQLMetadataService."
-                                 .format(kind))
+        return ZookeeperMetadataService(world, configuration)
     if kind != "SQLMetadataService":
         raise ConfigurationError("[scheduler_failover] metadata_service_type = {}: allowed are "
                                  "SQLMetadataService and ZookeeperMetadataService.".format(kind))
@@ -5816,10 +6309,9 @@ class LegacyWatch:
             self._since, self._heartbeat = self._world.now(), heartbeat
         if heartbeat != self._heartbeat:
             raise RefusedError(
-                "scheduler_failover_controller still runs: its heartbeat in the table "
-                "scheduler_failover_controller_metadata moves ({}). Stop it on every node "
-                "(systemctl stop scheduler_failover_controller, or its process), then start asfc "
-                "again".format(heartbeat))
+                "scheduler_failover_controller still runs: its heartbeat in {} moves ({}). Stop it "
+                "on every node (systemctl stop scheduler_failover_controller, or its process), "
+                "then start asfc again".format(self._metadata.LEGACY_PLACE, heartbeat))
         self._clear = heartbeat is None or self._world.now() - self._since >= self._watch_s
         return self._clear
 

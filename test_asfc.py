@@ -209,6 +209,14 @@ class DatabaseServer:
 
     def start(self):
         """Start it, for the first time or after stop() or kill(), and wait until it answers."""
+        first = self.launch()
+        wait_until(lambda: self.answers(), 60, lambda: "the server answers:\n" + self.log_text())
+        if first:
+            self.grant()
+        return self
+
+    def launch(self):
+        """Begin its start; whether it is the first one."""
         first = self.directory is None
         if first:
             self.directory = tempfile.mkdtemp(prefix="asfc-db-", dir="/tmp")
@@ -216,16 +224,13 @@ class DatabaseServer:
             atexit.register(lambda: os.getpid() == owner and self.remove())
             if become(self.SYSTEM_USER):
                 shutil.chown(self.directory, self.SYSTEM_USER)
-            self.make_data()
             self.port = free_port(self.address)
+            self.make_data()
         with open(os.path.join(self.directory, "server.log"), "ab") as log:
             self.process = subprocess.Popen(
                 self.arguments(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 cwd=self.directory, preexec_fn=become(self.SYSTEM_USER))
-        wait_until(lambda: self.answers(), 60, lambda: "the server answers:\n" + self.log_text())
-        if first:
-            self.grant()
-        return self
+        return first
 
     def answers(self):
         if self.process.poll() is not None:
@@ -415,6 +420,202 @@ class PostgreSqlServer(DatabaseServer):
         else:
             os.unlink(path)
         self.start()
+
+
+class ZooKeeperServer(DatabaseServer):
+    """A ZooKeeper, alone or as one of an ensemble: then `members` holds the line server.N of each,
+    and `number` is its own N. Its urls are connect strings behind zookeeper://."""
+    SYSTEM_USER, SCHEME = "nobody", "zookeeper"
+    JARS = ("zookeeper", "zookeeper-jute", "slf4j-api", "slf4j-simple", "netty-handler",
+            "netty-transport", "netty-common", "netty-buffer", "metrics-core", "snappy-java")
+
+    def __init__(self, address="127.0.0.1", remote_hosts=(), options=(), members=(), number=1):
+        super().__init__(address, remote_hosts, options)
+        self.members, self.number = tuple(members), number
+        self.path = "/"
+
+    @classmethod
+    def present(cls):
+        return find_program("java") and all(map(os.path.exists, cls.jars()))
+
+    @classmethod
+    def jars(cls):
+        return ["/usr/share/java/{}.jar".format(name) for name in cls.JARS]
+
+    def make_data(self):
+        os.mkdir(self.directory + "/data")
+        write_file(self.directory + "/data/myid", "{}\n".format(self.number))
+        write_file(self.directory + "/zoo.cfg", "\n".join((
+            "tickTime=500", "initLimit=10", "syncLimit=4", "dataDir={}/data".format(self.directory),
+            "clientPort={}".format(self.port), "clientPortAddress=" + self.address,
+            "admin.enableServer=false", "maxClientCnxns=0", "preAllocSize=64",
+            "autopurge.purgeInterval=0") + self.members + self.options) + "\n")
+        if become(self.SYSTEM_USER):
+            for path in glob.glob(self.directory + "/data") + glob.glob(self.directory + "/data/*"):
+                shutil.chown(path, self.SYSTEM_USER)
+
+    def arguments(self):
+        return [find_program("java"), "-Xms24m", "-Xmx48m", "-XX:+UseSerialGC", "-Xss512k",
+                "-XX:TieredStopAtLevel=1", "-XX:-UsePerfData", "-cp", ":".join(self.jars()),
+                "org.apache.zookeeper.server.quorum.QuorumPeerMain", self.directory + "/zoo.cfg"]
+
+    def answers(self):
+        if self.process.poll() is not None:
+            raise AssertionError("the server ended:\n" + self.log_text())
+        return "Mode: " in self.four_letters("srvr")
+
+    def backup(self):
+        shutil.rmtree(self.directory + "/backup", ignore_errors=True)
+        subprocess.run(["cp", "-a", self.directory + "/data", self.directory + "/backup"],
+                       check=True)
+
+    def bring_back(self):
+        """Put what backup() has kept in the place of the data, while the server is down."""
+        shutil.rmtree(self.directory + "/data")
+        subprocess.run(["cp", "-a", self.directory + "/backup", self.directory + "/data"],
+                       check=True)
+
+    def four_letters(self, word):
+        with contextlib.suppress(OSError):
+            with socket.create_connection((self.address, self.port), timeout=2) as connection:
+                connection.sendall(word.encode())
+                return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+        return ""
+
+    def mode(self):
+        return "".join(re.findall("Mode: (.*)", self.four_letters("srvr")))
+
+    def grant(self):
+        pass
+
+    def create_database(self, name):
+        self.url = "zookeeper://{}/{}".format(self.name(), name)
+        return self.url
+
+    def name(self):
+        return "{}:{}".format("[{}]".format(self.address) if ":" in self.address else self.address,
+                              self.port)
+
+    @contextlib.contextmanager
+    def client(self, auth=""):
+        """A session of asfc's own client, for what a person would do with zkCli."""
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        deadline = time.clock_gettime(asfc.World.CLOCK) + 10
+        with asfc.World().connect((family, (self.address, self.port)), deadline) as connection:
+            session = asfc._ZkSession(connection, deadline, 10.0, 0, auth)
+            yield ZnodesByHand(session)
+            session.end()
+
+
+class ZooKeeperEnsemble:
+    """Three ZooKeeper servers, on loopback or each in a network of its own: there `networks` are
+    given with their addresses. It can be used in a single server's place."""
+    PASSWORD = DatabaseServer.PASSWORD
+
+    def __init__(self, networks=(), addresses=("127.0.0.1",) * 3):
+        ports = [(free_port(address), free_port(address)) if not networks else (2888, 3888)
+                 for address in addresses]
+        members = ["server.{}={}:{}:{}".format(number, address, *two) for number, (address, two)
+                   in enumerate(zip(addresses, ports), 1)]
+        self.servers = [ZooKeeperServer(address, members=members, number=number)
+                        for number, address in enumerate(addresses, 1)]
+        self._networks = networks or [None] * 3
+
+    @classmethod
+    def present(cls):
+        return ZooKeeperServer.present()
+
+    def call(self, server, function, *arguments):
+        """Call a function where a server lives."""
+        network = self._networks[server.number - 1]
+        return network.call(function, *arguments) if network else function(*arguments)
+
+    def start(self, *servers):
+        for server in servers or self.servers:
+            if not server.processes():
+                self.call(server, server.launch)
+        self.wait_for_all()
+        return self
+
+    def wait_for_all(self):
+        """Wait until each of those that run follows or leads."""
+        def modes():
+            return [self.mode(server) for server in self.servers if server.processes()]
+        wait_until(lambda: set(modes()) == {"leader", "follower"}
+                   and modes().count("leader") == 1, 60, "an ensemble with a leader")
+
+    def mode(self, server):
+        return self.call(server, server.mode)
+
+    def leader(self):
+        return wait_until(lambda: [server for server in self.servers if server.processes()
+                                   and self.mode(server) == "leader"], 30, "a leader")[0]
+
+    def follower(self):
+        return next(server for server in self.servers if self.mode(server) == "follower")
+
+    def freeze(self):
+        for server in self.servers:
+            server.freeze()
+
+    def thaw(self):
+        for server in self.servers:
+            server.thaw()
+
+    def kill(self):
+        for server in self.servers:
+            server.kill()
+
+    stop = kill   # a server of ZooKeeper ends no other way
+
+    def remove(self):
+        for server in self.servers:
+            server.remove()
+
+    def create_database(self, name):
+        return "zookeeper://{}/{}".format(",".join(server.name() for server in self.servers), name)
+
+    def client(self, auth=""):
+        return self.servers[0].client(auth)
+
+
+class ZnodesByHand:
+    """What a person does with znodes."""
+    WORLD, NO_NODE = struct.pack(">ii", 1, 31) + b"\0\0\0\5world\0\0\0\6anyone", -101
+
+    def __init__(self, session):
+        self.session = session
+
+    def ask(self, kind, path, more=b"", allowed=()):
+        return self.session.ask((kind, asfc._zk_text(path) + more), allowed=allowed)[0]
+
+    def make(self, path, value=""):
+        """Make a znode that everybody may change, with those above it."""
+        if path.count("/") > 1:
+            self.make(path.rpartition("/")[0])
+        self.ask(1, path, asfc._zk_text(value) + self.WORLD + bytes(4), allowed=(-110,))
+
+    def set(self, path, value):
+        self.ask(5, path, asfc._zk_text(value) + struct.pack(">i", -1))
+
+    def get(self, path):
+        return self.ask(4, path, b"\0")[1].data().decode("utf-8")
+
+    def children(self, path):
+        """The names below a path, None where there is no such znode."""
+        code, reply = self.ask(8, path, b"\0", allowed=(self.NO_NODE,))
+        return None if code else sorted(reply.texts())
+
+    def remove(self, path):
+        """A znode with all below it."""
+        for name in self.children(path) or []:
+            self.remove(path + "/" + name)
+        self.ask(2, path, struct.pack(">i", -1), allowed=(self.NO_NODE,))
+
+    def permit(self, path, permissions):
+        """What everybody may do with a znode: READ 1, WRITE 2, CREATE 4, DELETE 8, ADMIN 16."""
+        self.ask(7, path, struct.pack(">ii", 1, permissions) + self.WORLD[8:]
+                 + struct.pack(">i", -1))
 
 
 _SHARED_SERVERS = {}
@@ -1094,6 +1295,8 @@ def own(text):
 # What is broken: the file's text, more arguments, and words that the message must have.
 URL = "sql_alchemy_conn = "
 URL_COMMAND = "sql_alchemy_conn_cmd = "
+ZOOKEEPER_COMMAND = ("metadata_service_type = ZookeeperMetadataService\n"
+                     "metadata_service_zookeeper_auth_cmd = ")
 KEY = "[scheduler_failover] "
 NODES = "scheduler_nodes_in_cluster"
 BROKEN = [
@@ -1149,6 +1352,12 @@ BROKEN = [
      [KEY + "metadata_service_type = 'Redis'", "SQLMetadataService, ZookeeperMetadataService"]),
     ("bad ZooKeeper servers", own("metadata_service_zookeeper_nodes = a;b"), {},
      [KEY + "metadata_service_zookeeper_nodes", "host:port"]),
+    ("a ZooKeeper user without a password", own("metadata_service_zookeeper_auth = " + SECRET),
+     {}, [KEY + "metadata_service_zookeeper_auth = (not shown)", "user:password"]),
+    ("a command that prints no ZooKeeper user", own(ZOOKEEPER_COMMAND + "echo " + SECRET), {},
+     [KEY + "metadata_service_zookeeper_auth_cmd = (not shown)", "user:password"]),
+    ("a command for the ZooKeeper user that fails", own(ZOOKEEPER_COMMAND + "false " + SECRET), {},
+     [KEY + "metadata_service_zookeeper_auth_cmd = (not shown)", "exit status 1"]),
     ("unknown level", own("logging_level = LOUD"), {}, [KEY + "logging_level = 'LOUD'", "DEBUG"]),
     ("unknown rotation", own("logs_rotate_when = W7"), {}, [KEY + "logs_rotate_when = 'W7'", "W6"]),
     ("negative backups", own("logs_rotate_backup_count = -1"), {},
@@ -1323,6 +1532,36 @@ class ValidConfigurations(unittest.TestCase):
                  "airflow_scheduler_stop_command", "a ; b {{x}}")):
             with self.subTest(section):
                 self.assertEqual(getattr(configured(section), key), value)
+
+    def test_a_connect_string_of_zookeeper_is_read_as_a_whole(self):
+        for text, hosts, chroot in (
+                ("h", [("h", 2181)], ""), ("h:", [("h", 2181)], ""), ("h:1/", [("h", 1)], ""),
+                (" a:1 ,\n b , c:65535/x/y", [("a", 1), ("b", 2181), ("c", 65535)], "/x/y"),
+                ("a,,b,", [("a", 2181), ("b", 2181)], ""), ("10.0.0.1:5", [("10.0.0.1", 5)], ""),
+                ("[::1]:2182,[fe80::1%eth0]/a b-é.1/",
+                 [("::1", 2182), ("fe80::1%eth0", 2181)], "/ab-é.1")):
+            found = asfc.ZookeeperNodes.of(text)
+            self.assertEqual(found, (tuple(hosts), chroot))
+            self.assertEqual(asfc.ZookeeperNodes.of(str(found)), found)
+        self.assertEqual(str(found), "[::1]:2182,[fe80::1%eth0]:2181/ab-é.1")
+        for text in ("", ",", "/x", ":1", "a:x", "a:0", "a:65536", "a:-1", "a:1:2", "::1", "::1:1",
+                     "[::1", "[::1]1", "[h]:1", "[]:1", "a;b", "a b;", "-a", "a:1//x", "a/x//y",
+                     "a/./x", "a/../x", "a/x\x01", "a:123456", "http://a:1"):
+            with self.assertRaises(ValueError, msg=text):
+                asfc.ZookeeperNodes.of(text)
+
+    def test_the_user_of_zookeeper_comes_from_a_key_or_a_command_and_is_shown_nowhere(self):
+        key = "metadata_service_zookeeper_auth"
+        for section, value in (
+                (key + " = u:" + SECRET, "u:" + SECRET),
+                (ZOOKEEPER_COMMAND + "echo 'u:%$HOME ;" + SECRET + "'", "u:%$HOME ;" + SECRET),
+                (ZOOKEEPER_COMMAND + "echo no\n" + key + " = u:" + SECRET, "u:" + SECRET),
+                (key + "_cmd = touch /nonexistent/directory", ""),   # not ZooKeeper: it is not run
+                (ZOOKEEPER_COMMAND, "")):
+            configuration = configured(section)
+            self.assertEqual(getattr(configuration, key), value)
+            said = configuration.warnings + configuration.notes
+            self.assertNotIn(SECRET, repr(configuration) + "".join(said))
 
     def test_files_of_odd_form_work(self):
         plain = own("poll_frequency = 7\n" + NODES + " = a, b")
@@ -1595,9 +1834,13 @@ class NetworkFileSystems(unittest.TestCase):
 
 
 def metadata_settings(url, limit_s=3.0, **keys):
-    """The part of a configuration that a metadata service reads."""
+    """The part of a configuration that a metadata service reads; a url zookeeper://... stands for
+    a connect string."""
+    scheme, _, nodes = url.partition("://")
+    kind = "ZookeeperMetadataService" if scheme == "zookeeper" else "SQLMetadataService"
     return argparse.Namespace(**dict(
-        {"metadata_service_type": "SQLMetadataService", "sql_alchemy_conn": url,
+        {"metadata_service_type": kind, "sql_alchemy_conn": url,
+         "metadata_service_zookeeper_nodes": nodes, "metadata_service_zookeeper_auth": "",
          "metadata_limit_s": limit_s, "allow_sqlite_on_network_file_system": False}, **keys))
 
 
@@ -1681,10 +1924,9 @@ class ADatabaseUrl(unittest.TestCase):
             self.assertEqual(len(logs.output), 1)
             self.assertIn(url.partition("?")[2].partition("=")[0], logs.output[0])
 
-    def test_zookeeper_and_nonsense_are_refused_as_the_service_type(self):
-        for kind, words in (("ZookeeperMetadataService", "later release"), ("Etcd", "allowed are")):
-            with self.assertRaisesRegex(asfc.ConfigurationError, words):
-                service_for("mysql://h/d", metadata_service_type=kind)
+    def test_nonsense_is_refused_as_the_service_type(self):
+        with self.assertRaisesRegex(asfc.ConfigurationError, "allowed are"):
+            service_for("mysql://h/d", metadata_service_type="Etcd")
 
 
 class TheJobTablesPlace(unittest.TestCase):
@@ -2050,6 +2292,19 @@ class _MetadataContract:
         self.assertEqual(self.service.legacy_heartbeat(), "2026-11-22 14:00:00 'é'")
         self.assertEqual(self.service.read_all(), {})
 
+    def test_it_says_what_it_is_without_secrets(self):
+        self.assertNotIn("\n", self.service.check())
+        self.assertEqual(self.tables(), [])
+        self.begin()
+        text = self.service.check() + self.service.describe()
+        self.assertRegex(text, self.KIND + r" \d")
+        self.assertNotIn(DatabaseServer.PASSWORD, text)
+        self.assertNotIn("\n", text)
+
+
+class _SqlContract(_MetadataContract):
+    """What holds for every database besides: Airflow's job table stands in it."""
+
     def add_job(self, number, hostname, beat, state="running", job_type="SchedulerJob"):
         """A row of the job table; `beat` is UTC."""
         text = [value if value is None else "'{}'".format(value.replace("'", "''"))
@@ -2104,17 +2359,8 @@ class _MetadataContract:
         self.assertNotIsInstance(caught.exception, asfc._NoTableError)
         self.assertNotIn("\n", str(caught.exception))
 
-    def test_it_says_what_it_is_without_secrets(self):
-        self.assertNotIn("\n", self.service.check())
-        self.assertEqual(self.tables(), [])
-        self.begin()
-        text = self.service.check() + self.service.describe()
-        self.assertRegex(text, self.KIND + r" \d")
-        self.assertNotIn(DatabaseServer.PASSWORD, text)
-        self.assertNotIn("\n", text)
 
-
-class SQLiteMetadata(_MetadataContract, unittest.TestCase):
+class SQLiteMetadata(_SqlContract, unittest.TestCase):
     KIND = "SQLite"
 
     def new_url(self):
@@ -2337,14 +2583,73 @@ class SQLiteMetadata(_MetadataContract, unittest.TestCase):
         self.assertEqual(sorted(won), list(range(1, 41)))
 
 
-class _ServerContract(_MetadataContract):
-    """What holds for the servers besides: their faults, one error each, within the limit."""
-    CLIENT = ""
-    databases = 0
+class _ServedContract(_MetadataContract):
+    """What holds for a server: its faults are one error each, within the limit."""
 
     @classmethod
     def setUpClass(cls):
         cls.server = shared_server(cls.SERVER)
+
+    def refused(self, words, service=None, write=True, limit_s=1.0):
+        """Each of a new service, and of one that has answered before, must refuse in time."""
+        for each in [service] if service else [service_for(self.url, limit_s), self.service]:
+            each._limit_s = limit_s
+            began = time.monotonic()
+            with self.assertRaisesRegex(asfc.MetadataError, words) as caught:
+                each.write("a", "lost", 1) if write else each.read_all()
+            self.assertLess(time.monotonic() - began, limit_s + 0.4)
+            self.assertNotIn("\n", str(caught.exception))
+            for password in (self.server.PASSWORD, "wrong-secret"):
+                self.assertNotIn(password, str(caught.exception))
+
+    def assert_kept(self):
+        self.service._limit_s = 3.0
+        self.assertEqual(self.service.read_all(), {"a": asfc.Record(1, "kept")})
+
+    def test_a_frozen_server_is_an_error_within_the_limit_and_serves_again(self):
+        self.begin()
+        self.addCleanup(self.server.thaw)
+        self.server.freeze()
+        self.refused("no answer within", write=False)
+        self.server.thaw()
+        self.assert_kept()
+
+    def test_a_stopped_server_is_an_error_and_serves_again(self):
+        self.begin()
+        self.server.kill()
+        try:
+            self.refused("onnect", write=True)
+        finally:
+            self.server.start()
+        self.assert_kept()
+
+    def test_clients_that_race_give_each_version_to_one_of_them(self):
+        won, errors = [], []
+
+        def count():
+            service = service_for(self.url)
+            while True:
+                try:
+                    record = service.read_all().get("counter", asfc.Record(0, ""))
+                    if record.version >= 20:
+                        return
+                    if service.write("counter", "x", record.version or None):
+                        won.append(record.version + 1)
+                except asfc.MetadataError as error:
+                    errors.append(error)
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(errors, [])
+        self.assertEqual(sorted(won), list(range(1, 21)))
+
+
+class _ServerContract(_ServedContract, _SqlContract):
+    """What holds for the servers of databases besides."""
+    CLIENT = ""
+    databases = 0
 
     def new_url(self):
         type(self).databases += 1
@@ -2405,39 +2710,6 @@ class _ServerContract(_MetadataContract):
         self.administer(self.FORBID_JOBS.format(user=DatabaseServer.USER, database=self.database))
         with self.assertRaisesRegex(asfc.MetadataError, "denied"):
             service_for(self.url).scheduler_jobs()
-
-    def refused(self, words, service=None, write=True, limit_s=1.0):
-        """Each of a new service, and of one that has answered before, must refuse in time."""
-        for each in [service] if service else [service_for(self.url, limit_s), self.service]:
-            each._limit_s = limit_s
-            began = time.monotonic()
-            with self.assertRaisesRegex(asfc.MetadataError, words) as caught:
-                each.write("a", "lost", 1) if write else each.read_all()
-            self.assertLess(time.monotonic() - began, limit_s + 0.4)
-            self.assertNotIn("\n", str(caught.exception))
-            for password in (self.server.PASSWORD, "wrong-secret"):
-                self.assertNotIn(password, str(caught.exception))
-
-    def assert_kept(self):
-        self.service._limit_s = 3.0
-        self.assertEqual(self.service.read_all(), {"a": asfc.Record(1, "kept")})
-
-    def test_a_frozen_server_is_an_error_within_the_limit_and_serves_again(self):
-        self.begin()
-        self.addCleanup(self.server.thaw)
-        self.server.freeze()
-        self.refused("no answer within", write=False)
-        self.server.thaw()
-        self.assert_kept()
-
-    def test_a_stopped_server_is_an_error_and_serves_again(self):
-        self.begin()
-        self.server.kill()
-        try:
-            self.refused("onnect", write=True)
-        finally:
-            self.server.start()
-        self.assert_kept()
 
     def test_a_read_only_server_is_an_error_for_writes_and_for_reads(self):
         self.begin()
@@ -2537,28 +2809,6 @@ class _ServerContract(_MetadataContract):
         wait_until(lambda: service_for(self.url).read_all() == {"a": asfc.Record(2, "after all")},
                    15, "the write is made")
         self.assertFalse(service_for(self.url).write("a", "again", 1))
-
-    def test_clients_that_race_give_each_version_to_one_of_them(self):
-        won, errors = [], []
-
-        def count():
-            service = service_for(self.url)
-            while True:
-                try:
-                    record = service.read_all().get("counter", asfc.Record(0, ""))
-                    if record.version >= 20:
-                        return
-                    if service.write("counter", "x", record.version or None):
-                        won.append(record.version + 1)
-                except asfc.MetadataError as error:
-                    errors.append(error)
-        threads = [threading.Thread(target=count) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        self.assertEqual(errors, [])
-        self.assertEqual(sorted(won), list(range(1, 21)))
 
 
 class MariaDbMetadata(_ServerContract, unittest.TestCase):
@@ -2705,6 +2955,672 @@ class PostgreSqlMetadata(_ServerContract, unittest.TestCase):
         self.assertEqual(service.read_all(), {"a": asfc.Record(1, "é")})
         with self.assertRaises(asfc.MetadataError):
             service.write("a", "\U0001F600", 1)
+
+
+class ZnodeTree:
+    """What a ZooKeeper server answers to asfc, in few words: frames in, frames out."""
+    LOST = {-101, -103, -110}
+
+    def __init__(self):
+        self.zxid = 0
+        self.znodes = {}        # path: [data, version, cversion, pzxid]
+        self._add("/", b"", -1)
+        self._add("/zookeeper", b"")
+        self.znodes["/"][2] = -1
+
+    def _add(self, path, data, cversion=0):
+        self.zxid += 1
+        self.znodes[path] = [data, 0, cversion, self.zxid]
+        parent = self.znodes[self.parent(path)]
+        parent[2:] = parent[2] + 1, self.zxid
+
+    @staticmethod
+    def parent(path):
+        return path.rpartition("/")[0] or "/"
+
+    def children(self, path):
+        return [other.rpartition("/")[2] for other in self.znodes
+                if other != "/" and self.parent(other) == path]
+
+    def stat(self, path):
+        data, version, cversion, pzxid = self.znodes[path]
+        return struct.pack(">qqqqiiiqiiq", 1, 1, 1, 1, version, cversion, 0, 0, len(data),
+                           len(self.children(path)), pzxid)
+
+    def answer(self, frame, is_first):
+        """The reply to a message, both without their lengths; None ends the connection."""
+        if is_first:
+            return struct.pack(">iiq", 0, 4000, 77) + asfc._zk_data(bytes(16)) + b"\0"
+        reader = asfc._ZkReader(frame)
+        xid, kind = reader.numbers(">ii")
+        if kind == -11:
+            return None
+        code, body = (0, b"") if kind == 100 else self.multi(reader) if kind == 14 \
+            else self.operation(kind, reader)
+        return struct.pack(">iqi", xid, self.zxid, code) + (b"" if code else body)
+
+    def operation(self, kind, reader):
+        path = reader.data().decode("utf-8")
+        if kind == 1:
+            data = reader.data()
+            if path in self.znodes:
+                return -110, b""
+            if self.parent(path) not in self.znodes:
+                return -101, b""
+            self._add(path, data)
+            return 0, asfc._zk_text(path)
+        if kind == 9:
+            return 0, asfc._zk_text(path)
+        if path not in self.znodes:
+            return -101, b""
+        znode = self.znodes[path]
+        if kind == 5:
+            data, (version,) = reader.data(), reader.numbers(">i")
+            if version not in (-1, znode[1]):
+                return -103, b""
+            self.zxid += 1
+            znode[:2] = data, znode[1] + 1
+        elif kind == 4:
+            return 0, asfc._zk_data(znode[0]) + self.stat(path)
+        elif kind == 8:
+            names = self.children(path)
+            return 0, struct.pack(">i", len(names)) + b"".join(map(asfc._zk_text, names))
+        elif kind == 6:
+            return 0, ZnodesByHand.WORLD + self.stat(path)
+        return 0, self.stat(path)
+
+    def multi(self, reader):
+        """Of setData, then create: no other one is asked for."""
+        kept = {path: list(znode) for path, znode in self.znodes.items()}
+        results, failed = [], 0
+        for wanted in (5, 1):
+            kind, _, _ = reader.numbers(">i?i")
+            assert kind == wanted, kind
+            code, body = (-2, b"") if failed else self.operation(kind, reader)
+            failed = failed or code   # what follows the second one is not read
+            results.append((kind, code, body))
+        if failed:
+            self.znodes = kept
+            parts = [struct.pack(">i?ii", -1, False, code, code) for _, code, _ in results]
+        else:
+            parts = [struct.pack(">i?i", kind, False, 0) + body for kind, _, body in results]
+        return 0, b"".join(parts) + struct.pack(">i?i", -1, True, -1)
+
+
+class TreeConnection:
+    """Stands for a connection to a server with this tree, whose answers `spoil` may change."""
+
+    def __init__(self, tree, spoil):
+        self.deadline, self.sent = 0.0, b""
+        self._tree, self._spoil = tree, spoil
+        self._asked, self._said, self._is_first, self._is_closed = b"", b"", True, False
+
+    def send(self, data):
+        self.sent += data
+        self._asked += data
+        while len(self._asked) >= 4 and not self._is_closed:
+            end = 4 + struct.unpack(">i", self._asked[:4])[0]
+            frame, self._asked = self._asked[4:end], self._asked[end:]
+            reply = self._tree.answer(frame, self._is_first)
+            self._is_first, self._is_closed = False, reply is None
+            if reply is not None:
+                self._said += self._spoil(asfc._zk_data(reply))
+
+    def receive(self, length):
+        if len(self._said) < length:
+            raise OSError("no answer within 1 s")
+        found, self._said = self._said[:length], self._said[length:]
+        return found
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class TreeWorld(asfc.World):
+    """Its only server has this tree."""
+
+    def __init__(self, tree, spoil=lambda frame: frame):
+        super().__init__()
+        self._tree, self._spoil = tree, spoil
+
+    def connect(self, address, deadline):
+        self.connection = TreeConnection(self._tree, self._spoil)
+        return self.connection
+
+
+def tree_service(world, **keys):
+    return asfc.metadata_service(world, metadata_settings("zookeeper://127.0.0.1:1/x", **keys))
+
+
+class TreeServer:
+    """A server with a tree that it may share with others; `misbehave` is called instead of sending
+    the answer number `at` of a connection, the handshake being 0, with the socket and the answer.
+    """
+
+    def __init__(self, tree, misbehave=None, at=0):
+        self.tree, self.misbehave, self.at = tree, misbehave, at
+        self.connections = 0
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(50)
+        self.port = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def close(self):
+        self._socket.close()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self._socket.accept()[0]
+                self.connections += 1
+                threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection):
+        with contextlib.suppress(OSError, struct.error), contextlib.closing(connection):
+            for number in itertools.count():
+                length, = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))
+                frame = connection.recv(length, socket.MSG_WAITALL)
+                with self.tree.lock:
+                    reply = self.tree.answer(frame, number == 0)
+                if reply is None:
+                    return
+                if self.misbehave and number >= self.at:
+                    self.misbehave(connection, asfc._zk_data(reply))
+                    return
+                connection.sendall(asfc._zk_data(reply))
+
+
+def say_nothing(connection, _=b""):
+    """Say nothing more, until the other side goes."""
+    while connection.recv(4096):
+        pass
+
+
+def drip(connection, frame):
+    for place in range(len(frame)):
+        connection.sendall(frame[place:place + 1])
+        time.sleep(0.1)
+
+
+def chatter(connection, frame):
+    while True:
+        connection.sendall(asfc._zk_data(struct.pack(">iqi", -1, -1, 0) + bytes(20)) * 10)
+        time.sleep(0.01)
+
+
+def said_instead(change, then=say_nothing):
+    """Say something else than the answer."""
+    def do(connection, frame):
+        connection.sendall(change(frame))
+        then(connection)
+    return do
+
+
+MISBEHAVIOURS = collections.OrderedDict((
+    ("hangs", say_nothing), ("drips its bytes", drip), ("chatters", chatter),
+    ("closes the connection", lambda connection, frame: None),
+    ("closes in the middle of an answer", said_instead(lambda frame: frame[:7], lambda _: None)),
+    ("hangs in the middle of an answer", said_instead(lambda frame: frame[:-1])),
+    ("announces a negative length", said_instead(lambda frame: b"\xff\xff\xff\xfe" + frame[4:])),
+    ("announces a huge length", said_instead(lambda frame: b"\x7f\xff\xff\xff" + frame[4:])),
+    ("sends an empty answer", said_instead(lambda frame: bytes(4))),
+    ("answers another request", said_instead(lambda frame: frame[:4] + b"\0\1\0\0" + frame[8:])),
+    ("cuts the record off", said_instead(lambda frame: asfc._zk_data(frame[4:-5]))),
+    ("sends something else", said_instead(lambda frame: b"HTTP/1.1 400 Bad Request\r\n\r\n"))))
+ERROR_CODES = (-1, -2, -3, -5, -6, -7, -8, -12, -13, -14, -100, -102, -108, -111, -112, -113, -114,
+               -115, -118, -119, -124, -125, -127)
+for each in ERROR_CODES:
+    MISBEHAVIOURS["answers with the error code {}".format(each)] = said_instead(
+        lambda frame, code=each: asfc._zk_data(frame[4:16] + struct.pack(">i", code)))
+
+
+class ServersThatMisbehave(unittest.TestCase):
+    """Each way at each answer: an error in time, and never a wrong answer or a write made twice."""
+    LIMIT_S = 1.5
+    READS = 4    # handshake, sync, children, one record
+    WRITE = 3    # the answer to a write, after handshake, sync and children
+
+    def setUp(self):
+        self.good = self.serve()
+
+    def serve(self, misbehave=None, at=0, tree=None):
+        if tree is None:
+            tree = ZnodeTree()
+            tree.lock = threading.Lock()
+        server = TreeServer(tree, misbehave, at)
+        self.addCleanup(server.close)
+        return server
+
+    def service(self, *ports):
+        """Of servers that are tried in this order."""
+        service = service_for("zookeeper://" + ",".join("127.0.0.1:{}".format(port)
+                                                        for port in ports), self.LIMIT_S)
+        service._servers.order = [(socket.AF_INET, ("127.0.0.1", port)) for port in ports]
+        return service
+
+    def in_time(self, function, *arguments):
+        began = time.monotonic()
+        try:
+            return function(*arguments)
+        except asfc.MetadataError as error:
+            self.assertNotIn("\n", str(error))
+            return error
+        finally:
+            self.assertLess(time.monotonic() - began, self.LIMIT_S + 0.5)
+
+    def each(self, case):
+        """Try case(misbehaviour, at) with all of them, many at the same time."""
+        cases = [(name, at) for name in MISBEHAVIOURS for at in range(self.READS)
+                 if at or not name.startswith("answers")]
+        problems, waiting = [], cases[::4] if os.environ.get("ASFC_PLAIN") else list(cases)
+
+        def work():
+            with contextlib.suppress(IndexError):
+                while True:
+                    name, at = waiting.pop()
+                    try:
+                        case(MISBEHAVIOURS[name], at)
+                    except Exception:
+                        problems.append("{} at {}: {}".format(name, at, traceback.format_exc()))
+        threads = [threading.Thread(target=work) for _ in range(24)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertGreater(len(cases), 90)
+        self.assertEqual("\n".join(problems), "")
+
+    def test_make_way_for_the_next_one_within_the_same_time_when_something_is_read(self):
+        self.assertTrue(self.service(self.good.port).write("a", "1", None))
+
+        def case(misbehave, at):
+            bad = self.serve(misbehave, at, self.good.tree)
+            service = self.service(bad.port, self.good.port)
+            for connections in (1, 1):   # the one that answered is the first to be asked then
+                self.assertEqual(self.in_time(service.read_all), {"a": asfc.Record(1, "1")})
+                self.assertEqual(bad.connections, connections)
+        self.each(case)
+
+    def test_are_an_error_when_there_is_no_other(self):
+        self.assertTrue(self.service(self.good.port).write("a", "1", None))
+
+        def case(misbehave, at):
+            bad = self.serve(misbehave, at, self.good.tree)
+            self.assertIsInstance(self.in_time(self.service(bad.port).read_all),
+                                  asfc.MetadataError)
+        self.each(case)
+
+    def test_make_a_write_once_at_most_and_reading_tells(self):
+        def case(misbehave, at):
+            tree = ZnodeTree()
+            tree.lock = threading.Lock()
+            good = self.serve(tree=tree)
+            self.assertTrue(self.service(good.port).write("a", "1", None))
+            bad = self.serve(misbehave, at, tree)
+            service = self.service(bad.port, good.port)
+            found = self.in_time(service.write, "a", "2", 1)
+            if at < self.WRITE:   # nothing was written yet: the next one has done it
+                self.assertIs(found, True)
+            else:
+                self.assertRegex(str(found), "may have been made")
+            self.assertEqual(self.in_time(service.read_all), {"a": asfc.Record(2, "2")})
+        self.each(case)
+
+    def test_are_passed_over_when_they_refuse_connections(self):
+        ports = [free_port(), free_port(), self.good.port]
+        service = self.service(*ports)
+        self.assertTrue(self.in_time(service.write, "a", "1", None))
+        self.good.close()
+        error = self.in_time(self.service(*ports[:2]).read_all)
+        self.assertEqual(str(error).count("Connection refused"), 2)
+
+    def test_of_five_servers_two_may_hang(self):
+        """As many as an ensemble of five can lose."""
+        self.service(self.good.port).write("a", "1", None)
+        bad = [self.serve(say_nothing).port for _ in range(2)]
+        service = self.service(*bad + [self.good.port, free_port(), free_port()])
+        self.assertEqual(self.in_time(service.read_all), {"a": asfc.Record(1, "1")})
+
+    def test_that_refuse_a_session_or_its_user_are_an_error(self):
+        refuse = said_instead(lambda frame: asfc._zk_data(bytes(8) + frame[12:]))
+        error = self.in_time(self.service(self.serve(refuse).port).read_all)
+        self.assertIn("refused a new session", str(error))
+        service = self.service(self.serve(MISBEHAVIOURS["answers with the error code -115"],
+                                          1).port)
+        service._auth = "u:secret"
+        error = self.in_time(service.read_all)
+        self.assertRegex(str(error), "refused metadata_service_zookeeper_auth")
+        self.assertNotIn("secret", str(error))
+
+    def test_that_say_nothing_of_themselves_are_used_all_the_same(self):
+        self.assertIn("ZooKeeper of an unknown version", self.service(self.good.port).check())
+
+    def test_whose_names_nobody_resolves_are_an_error_in_time(self):
+        def resolve(host, *arguments):
+            if arguments[-1] != socket.AI_NUMERICHOST and host != "h":
+                time.sleep(3)
+            raise socket.gaierror(-2, "Name or service not known")
+        with mock.patch.object(socket, "getaddrinfo", resolve):
+            for host, words in (("h", "Name or service not known"), ("slow", "in time")):
+                service = service_for("zookeeper://{}:1".format(host), self.LIMIT_S)
+                self.assertIn(words, str(self.in_time(service.read_all)))
+        service = self.service(self.good.port)
+        service._nodes = asfc.ZookeeperNodes((("localhost", self.good.port),), "")
+        service._servers._hosts = service._nodes.hosts
+        self.assertEqual(self.in_time(service.read_all), {})
+        with mock.patch.object(socket, "getaddrinfo", resolve):   # it is still known
+            self.assertEqual(self.in_time(service.read_all), {})
+
+
+class ZookeepersBytes(unittest.TestCase):
+    GOLDEN = (
+        "0000002d 00000000 0000000000000000 00002710 0000000000000000 00000010 "
+        "00000000000000000000000000000000 00",                              # connect
+        "0000001d fffffffc 00000064 00000000 00000006 646967657374 00000003 753a70",   # auth u:p
+        "0000000f 00000001 00000003 00000002 2f61 00",                      # exists /a
+        "0000000f 00000002 00000004 00000002 2f61 00",                      # getData /a
+        "00000032 00000003 00000001 00000002 2f61 00000001 78 00000001 0000001f 00000005 "
+        "776f726c64 00000006 616e796f6e65 00000000",                        # create /a "x"
+        "00000017 00000004 00000005 00000002 2f61 00000001 79 00000000",    # setData, version 0
+        "00000012 00000005 00000002 00000002 2f61 ffffffff",                # delete, any version
+        "0000000d 00000006 00000009 00000001 2f",                           # sync /
+        "00000008 00000007 fffffff5")                                       # close
+
+    def test_are_those_that_a_well_kept_client_sends(self):
+        connection = TreeConnection(ZnodeTree(), lambda frame: frame)
+        session = asfc._ZkSession(connection, 0.0, 10.0, 0, "u:p")
+        service = tree_service(TreeWorld(ZnodeTree()))
+        any_code = range(-200, 0)
+        session.ask(service._get(asfc._ZK_EXISTS, "/a"), service._get(asfc._ZK_GET_DATA, "/a"),
+                    service._new("/a", b"x"), service._set("/a", b"y", 0),
+                    (2, asfc._zk_text("/a") + struct.pack(">i", -1)),
+                    (asfc._ZK_SYNC, asfc._zk_text("/")), allowed=any_code)
+        session.end()
+        self.assertEqual(connection.sent.hex(), "".join(self.GOLDEN).replace(" ", ""))
+
+    def test_of_a_user_are_his_digest(self):
+        service = tree_service(TreeWorld(ZnodeTree()), metadata_service_zookeeper_auth="u:p")
+        self.assertIn(b"digest\0\0\0\x1eu:Jq7wMyA/w2Vd5WIDAKdu4OIIFEQ=", service._acl())
+
+    def test_of_a_server_are_read_as_they_stand(self):
+        sample = bytes.fromhex("00000025000000000000271012345678 90abcdef00000010 "
+                               "000102030405060708090a0b0c0d0e0f00".replace(" ", ""))
+        for end in (len(sample), len(sample) - 1):   # old servers leave the last byte out
+            connection = mock.MagicMock()
+            frame = struct.pack(">i", end - 4) + sample[4:end]
+            connection.receive.side_effect = [frame[:4], frame[4:]]
+            asfc._ZkSession(connection, 0.0, 10.0, 0, "")
+
+    def test_that_are_cut_off_are_never_read_as_something_shorter(self):
+        for message in (b"", bytes(3), b"\0\0\0\5abcd", b"\xff\xff\xff\xfe", b"\x7f\0\0\0ab"):
+            for read in (asfc._ZkReader.data, asfc._ZkReader.stat):
+                with self.assertRaises(ValueError):
+                    read(asfc._ZkReader(message))
+        self.assertEqual(asfc._ZkReader(b"\xff\xff\xff\xff").data(), b"")   # null
+
+    def test_are_spoken_in_fewer_than_300_lines(self):
+        part = read_file(asfc.__file__).partition("# -- ZooKeeper:")[2]
+        self.assertLess(part.partition("\ndef metadata_service(")[0].count("\n"), 300)
+
+    # -- spoilt ones
+
+    @staticmethod
+    def spoilt(chance, frame):
+        """One of many ways to spoil a message, and whether it still says the same."""
+        where, byte = chance.randrange(len(frame)), chance.randrange(256)
+        number = struct.pack(">i", chance.choice((-2 ** 31, -2, -1, 0, 1, 7, 0xfffff, 2 ** 31 - 1)))
+        rest = frame[4:]
+        unasked = asfc._zk_data(struct.pack(">iqi", chance.choice((-1, -2)), -1, 0)
+                                + bytes(chance.randrange(20)))
+        return chance.choice((
+            lambda: (frame[:where] + bytes([byte]) + frame[where + 1:], False),
+            lambda: (frame[:where] + number + frame[where + 4:], False),
+            lambda: (frame[:where], False),
+            lambda: (asfc._zk_data(rest[:where]), where >= len(rest)),
+            lambda: (frame[:where] + os.urandom(8) + frame[where:], False),
+            lambda: (number + rest, False),
+            lambda: (frame + frame, False),
+            lambda: (b"", False),
+            lambda: (asfc._zk_data(b""), False),
+            lambda: (asfc._zk_data(struct.pack(">i", byte) + rest[4:]), False),
+            lambda: (asfc._zk_data(rest[:12] + number + rest[16:]), False),
+            lambda: (unasked * chance.randrange(5) + frame, True)))()
+
+    @classmethod
+    def fuzz(cls, frames, seed):
+        """Spoil so many messages, one of an exchange; returns how often it was understood. Raises
+        whatever is neither a MetadataError nor an answer, and AssertionError for a wrong one."""
+        chance, spoilt, understood = random.Random(seed), 0, 0
+        while spoilt < frames:
+            tree, state = ZnodeTree(), {"left": -1, "same": True}
+
+            def spoil(frame, state=state):
+                state["left"] -= 1
+                if state["left"] != 0:
+                    return frame
+                frame, state["same"] = cls.spoilt(chance, frame)
+                return frame
+            service = tree_service(TreeWorld(tree, spoil))
+            service.exchange([asfc.Write("cluster", "é" * 50, None), asfc.Write("b", "1", None)])
+            writes = chance.choice(((), (asfc.Write("cluster", "new", 1),),
+                                    (asfc.Write("c", "new", None), asfc.Write("b", "lost", 7))))
+            is_handshake = chance.randrange(14) == 0
+            state["left"] = 1 if is_handshake else chance.randrange(2, 15)
+            began = time.monotonic()
+            try:
+                found = service.exchange(writes)
+                assert len(found.won) == len(writes) and all(
+                    type(version) is int and type(value) is str
+                    for version, value in found.records.values()), found
+                understood += state["left"] <= 0 and not state["same"]
+            except asfc.MetadataError as error:
+                # Before the handshake is done nobody may speak unasked.
+                assert is_handshake or not state["same"] and "\n" not in str(error), error
+                state["same"] = False
+            assert time.monotonic() - began < 3.5
+            spoilt += state["left"] <= 0
+            if state["same"]:
+                state["left"] = -1
+                assert service.read_all() == found.records
+        return understood
+
+    def test_that_are_spoilt_end_in_the_one_error_or_a_right_answer(self):
+        frames = 200 if os.environ.get("ASFC_PLAIN") else 2000
+        understood = self.fuzz(frames, 5)
+        self.assertGreater(understood, frames / 20)
+        self.assertLess(understood, frames / 2)
+
+
+def soak_zookeeper_fuzz():
+    seed = int(time.time())
+    print("seed {}: {} of 100,000 were understood".format(
+        seed, ZookeepersBytes.fuzz(100000, seed)))
+    return 0
+
+
+class ZookeeperMetadata(_ServedContract, unittest.TestCase):
+    SERVER, KIND = ZooKeeperServer, "ZooKeeper"
+    AUTH = "asfc:" + DatabaseServer.PASSWORD
+    databases = 0
+
+    def new_url(self):
+        type(self).databases += 1
+        self.base = "/test_{}/é".format(self.databases)
+        return self.server.create_database(self.base[1:])
+
+    def by_hand(self, name, *arguments, auth=""):
+        with self.server.client(auth) as znodes:
+            return getattr(znodes, name)(*arguments)
+
+    def tables(self):
+        there = self.by_hand("children", self.base + "/asfc") is not None
+        return ["asfc_metadata"] if there else []
+
+    def make_legacy_table(self):
+        self.by_hand("make", self.base + "/scheduler_failover_controller/failover_heartbeat")
+
+    def add_legacy_heartbeat(self, text):
+        self.by_hand("set", self.base + "/scheduler_failover_controller/failover_heartbeat", text)
+
+    def test_versions_never_fall_though_znodes_are_removed_by_hand(self):
+        highest = 0
+        for path in ("/asfc/RECORD", "/asfc/RECORD", "/asfc", "", "/asfc/RECORD"):
+            for _ in range(3):
+                record = self.service.read_all().get("cluster")
+                self.assertTrue(self.service.write("cluster", "x", record and record.version))
+            before = highest = self.service.read_all()["cluster"].version
+            name, = self.by_hand("children", self.base + "/asfc")
+            self.by_hand("remove", self.base + path.replace("RECORD", name))
+            self.assertEqual(self.service.read_all(), {})
+            for service in (self.service, service_for(self.url)):
+                self.assertFalse(service.write("cluster", "old", before))
+            self.assertTrue(service_for(self.url).write("cluster", "new", None))
+            for version in list(range(10)) + [before - 1, before, before + 1]:
+                self.assertFalse(self.service.write("cluster", "old", version), version)
+            now = self.service.read_all()["cluster"]
+            self.assertEqual(now.value, "new")
+            self.assertGreater(now.version, highest)
+            highest = now.version
+            self.assertTrue(self.service.write("cluster", "newer", highest))
+            self.assertEqual(self.service.read_all()["cluster"],
+                             asfc.Record(highest + 1, "newer"))
+
+    def test_of_ten_that_make_again_what_was_removed_one_wins(self):
+        self.service.write("cluster", "0", None)
+        for path in ("/asfc/cluster.0", "/asfc"):
+            self.by_hand("remove", self.base + path)
+            results = self.race(None)
+            self.assertEqual(sorted(map(str, results)), ["False"] * 9 + ["True"])
+            names = self.by_hand("children", self.base + "/asfc")
+            self.assertEqual(len(names), 1, names)
+            self.by_hand("remove", self.base + "/asfc/" + names[0])
+
+    def test_a_record_is_made_once_though_another_is_made_just_before(self):
+        """Where something was removed, that changes the base that the next one chooses."""
+        self.service.write("x", "0", None)
+        self.by_hand("remove", self.base + "/asfc/x.0")
+        other, look = service_for(self.url), self.service._look
+
+        def look_and_be_late(session):
+            look(session)
+            self.assertTrue(other.write("n", "x", None))
+            self.assertTrue(other.write("cluster", "first", None))
+        looks = iter((look, look_and_be_late))   # the first one belongs to every exchange
+        self.service._look = lambda session: next(looks, look)(session)
+        self.assertFalse(self.service.write("cluster", "second", None))
+        names = [name.partition(".")[0] for name in self.by_hand("children", self.base + "/asfc")]
+        self.assertEqual(sorted(names), ["cluster", "n"])
+
+    def test_with_auth_nobody_else_can_read_or_write_a_znode_that_asfc_has_made(self):
+        service = service_for(self.url, metadata_service_zookeeper_auth=self.AUTH)
+        self.assertTrue(service.write("cluster", "a", None))
+        self.assertTrue(service.write("cluster", "b", 1))
+        self.assertEqual(service.read_all(), {"cluster": asfc.Record(2, "b")})
+        self.assertNotIn("Warning", service.check())
+        for auth in ("", "asfc:wrong-secret", "other:" + DatabaseServer.PASSWORD):
+            stranger = service_for(self.url, metadata_service_zookeeper_auth=auth)
+            self.refused("metadata_service_zookeeper_auth", stranger)
+            self.refused("metadata_service_zookeeper_auth", stranger, write=False)
+            for name, *arguments in (("set", "/asfc/cluster.0", "x"), ("get", "/asfc/cluster.0"),
+                                     ("remove", "/asfc"), ("make", "/asfc/x"), ("make", "/x")):
+                with self.assertRaisesRegex(OSError, "no permission"):
+                    self.by_hand(name, self.base + arguments[0], *arguments[1:], auth=auth)
+        self.assertEqual(service.read_all(), {"cluster": asfc.Record(2, "b")})
+
+    def test_what_was_made_without_auth_is_a_warning_of_check(self):
+        self.begin()
+        service = service_for(self.url, metadata_service_zookeeper_auth=self.AUTH)
+        self.assertRegex(service.check(), "Warning: {}/asfc was made without".format(self.base))
+        self.assertNotIn("Warning", self.service.check())
+
+    def test_check_says_which_server_answered_its_version_and_its_mode(self):
+        self.assertEqual(self.service.check(), "ZooKeeper 3.8.0; {} answered, its mode is "
+                         "standalone.".format(self.server.name()))
+
+    def test_a_value_that_is_too_long_for_the_server_is_an_error_and_not_stored(self):
+        self.begin()
+        with self.assertRaises(asfc.MetadataError):
+            self.service.write("a", "x" * 1100000, 1)
+        self.assert_kept()
+
+    def test_an_ensemble_that_was_restored_from_a_backup_is_used_again(self):
+        server = ZooKeeperServer().start()
+        self.addCleanup(server.remove)
+        service = service_for(server.create_database("x"))
+        service.write("cluster", "a", None)
+        server.stop()
+        server.backup()
+        server.start()
+        for version in range(1, 20):
+            self.assertTrue(service.write("cluster", "b", version))
+        server.kill()
+        server.bring_back()
+        server.start()
+        with self.assertRaisesRegex(asfc.MetadataError, "lags behind"):
+            service.read_all()
+        self.assertEqual(service.read_all(), {"cluster": asfc.Record(1, "a")})
+        self.assertTrue(service.write("cluster", "c", 1))
+
+
+class ZookeeperEnsembleMetadata(ZookeeperMetadata):
+    """The same with an ensemble of three, and what happens to one of them."""
+    SERVER = ZooKeeperEnsemble
+
+    def test_check_says_which_server_answered_its_version_and_its_mode(self):
+        said = re.fullmatch(r"ZooKeeper 3.8.0; (\S+) answered, its mode is (leader|follower)\.",
+                            self.service.check())
+        server, = (one for one in self.server.servers if one.name() == said.group(1))
+        self.assertEqual(server.mode(), said.group(2))
+
+    def test_a_server_that_lags_never_shows_what_was_before(self):
+        """It is frozen while others write, and asked as soon as it goes on. In between the leader
+        may have given it up."""
+        server = self.server.follower()
+        path = self.url.partition("/test_")[2]
+        lagging = service_for("zookeeper://{}/test_{}".format(server.name(), path))
+        others = service_for(self.url)
+        others._servers.order = [(socket.AF_INET, ("127.0.0.1", one.port))
+                                 for one in self.server.servers if one is not server]
+        self.assertTrue(others.write("cluster", "0", None))
+        self.addCleanup(server.thaw)
+        answers = 0
+        for version, frozen_s in enumerate((0.2, 0.5, 0.2, 1.0, 0.5, 3.0, 0.2, 0.5), 1):
+            server.freeze()
+            self.assertTrue(others.write("cluster", str(version), version))
+            time.sleep(frozen_s)
+            server.thaw()
+            with contextlib.suppress(asfc.MetadataError):
+                self.assertEqual(lagging.read_all()["cluster"].value, str(version))
+                answers += 1
+            self.server.wait_for_all()
+            self.assertEqual(lagging.read_all()["cluster"].value, str(version))
+        self.assertGreater(answers, 3)
+
+    def test_a_leader_that_was_frozen_and_deposed_answers_nothing_of_before(self):
+        leader = self.server.leader()
+        path = self.url.partition("/test_")[2]
+        deposed = service_for("zookeeper://{}/test_{}".format(leader.name(), path))
+        self.assertTrue(self.service.write("cluster", "0", None))
+        self.assertEqual(deposed.read_all()["cluster"].value, "0")
+        self.addCleanup(leader.thaw)
+        leader.freeze()
+
+        def written():
+            with contextlib.suppress(asfc.MetadataError):
+                record = self.service.read_all()["cluster"]
+                return record.version > 1 or self.service.write("cluster", "1", record.version)
+        wait_until(written, 30, "a write without the leader")
+        leader.thaw()
+        until, answers = time.monotonic() + 3, 0
+        while time.monotonic() < until or not answers:
+            with contextlib.suppress(asfc.MetadataError):
+                self.assertEqual(deposed.read_all()["cluster"].value, "1")
+                answers += 1
+        self.server.wait_for_all()
 
 
 ###############################################################################
@@ -6160,6 +7076,7 @@ def settings(**changes):
 
 class LeaseBench:
     """Leases of several controllers over one store, on a clock that is set by hand."""
+    LEGACY_PLACE = asfc.MetadataService.LEGACY_PLACE
 
     def __init__(self):
         self.time, self.ids = 1000.0, 0
@@ -11655,6 +12572,7 @@ class Cluster:
         self.networks = []
         self.hosts = collections.OrderedDict(
             (name, Host(self, name, number)) for number, name in enumerate(names, 1))
+        self.addresses = {name: host.address for name, host in self.hosts.items()}
         self._cuts = []
         self._cleanups = []
         atexit.register(self.close)
@@ -11673,13 +12591,10 @@ class Cluster:
     def _build(self):
         self.watch = self.make_watch()
         self.router = self._network()
-        self.servers = self._network()
         self.router.configure(["link set lo up"])
         # /proc/sys/net shows the network of the thread that looks.
         self.router.call(write_file, "/proc/sys/net/ipv4/ip_forward", "1")
-        self.connect("db", self.SERVERS, self.servers.pid)
-        self.servers.configure(["link set lo up", "address add {}/24 dev eth0".format(self.SERVERS),
-                                "link set eth0 up", "route add default via 10.99.200.1"])
+        self.servers = self.network_at("db", self.SERVERS)
         key = os.path.join(self.directory, "client_key")
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         write_file(os.path.join(self.directory, "boot"), Host.BOOT)
@@ -11703,6 +12618,16 @@ class Cluster:
         for host in self:
             host.power_off()
         wait_until(lambda: not self.watch.alive(), 10, "the end of all schedulers")
+
+    def network_at(self, name, address):
+        """A network for servers, with a link of this name to the router."""
+        network = self._network()
+        self.connect(name, address, network.pid)
+        network.configure(["link set lo up", "address add {}/24 dev eth0".format(address),
+                           "link set eth0 up", "route add default via {}.1".format(
+                               address.rpartition(".")[0])])
+        self.addresses[name] = address
+        return network
 
     def _network(self):
         self.networks.append(Network())
@@ -11738,10 +12663,9 @@ class Cluster:
     def cut(self, first, second, how="silent", one_way=False):
         """Drop what `first` sends to `second`, and the other way too unless `one_way`.
 
-        `how` is "silent", or "icmp": answered as unreachable. A name is a host's, or "db".
+        `how` is "silent", or "icmp": answered as unreachable. A name is a host's, or a network's.
         """
-        addresses = [self.SERVERS if name == "db" else self.hosts[name].address
-                     for name in (first, second)]
+        addresses = [self.addresses[name] for name in (first, second)]
         for source, target in [addresses, addresses[::-1]][:1 if one_way else 2]:
             self._cuts.append("from {} to {} {} priority 100".format(
                 source, target, {"silent": "blackhole", "icmp": "unreachable"}[how]))
@@ -11880,6 +12804,12 @@ class ClusterBench:
     def configure(self, host, url=None, **settings):
         """Write a host's airflow.cfg: SETTINGS with changes; None leaves a key out."""
         keys = collections.OrderedDict(SETTINGS, **settings)
+        scheme, _, nodes = (url or self.url).partition("://")
+        if scheme == "zookeeper":
+            keys = collections.OrderedDict(dict(
+                {"metadata_service_type": "ZookeeperMetadataService",
+                 "metadata_service_zookeeper_nodes": nodes}, **keys))
+            url = "sqlite:////mnt/airflow.db"   # where the job table may be
         sections = keys.pop("sections", "")
         text = "[core]\nsql_alchemy_conn = {}\n\n{}\n[scheduler_failover]\n{}".format(
             (url or self.url).replace("%", "%%"), sections,
@@ -12772,6 +13702,7 @@ class Fault:
         self.lives = lives if lives != "as bound_s says" else int(bound_s > 0)
         self.together, self.overlap_s, self.control = together, overlap_s, control
         self.mend_first, self.settings = mend_first, settings
+        self.bench = None      # the kind of bench, where it is not the table's own
 
 
 class Outcome:
@@ -12799,6 +13730,8 @@ class FaultBench(ClusterBench):
     HELD_FILES = ("hold", "held", "release", "answer")
     BREAKING_FILES = ("scheduler_is_broken", "scheduler_crashes_after")
     OWN_SETTINGS = ("without_protections", "job_table")   # the others are asfc's
+    DATABASE = ("db",)   # the networks in which it is
+    AT_ONCE = 4          # so many benches at a time
     ONE_SERVER = threading.Lock()   # at a time makes its data directory
 
     def __init__(self):
@@ -12810,10 +13743,13 @@ class FaultBench(ClusterBench):
         self._begin()
         try:
             with self.ONE_SERVER:
-                self.server = serve_on(self.cluster, self.SERVER)
+                self.server = self.serve()
         except BaseException:
             self.close()
             raise
+
+    def serve(self):
+        return serve_on(self.cluster, self.SERVER)
 
     def close(self):
         self.cluster.close()
@@ -13125,7 +14061,7 @@ class FaultBench(ClusterBench):
 
     def cut(self, name, targets, how, way):
         """Cut a host's links to the database, its peers or both; `way` is both, out or in."""
-        others = ["db"] if targets in ("database", "both") else []
+        others = list(self.DATABASE) if targets in ("database", "both") else []
         if targets in ("peers", "both"):
             others += [other for other in self.cluster.hosts if other != name]
         for other in others:
@@ -13135,11 +14071,8 @@ class FaultBench(ClusterBench):
     def break_database(self, how, for_s, meanwhile=lambda: None):
         """Take the metadata away for a time. The time without a scheduler counts from its return;
         nothing at all may happen when it was short."""
-        call, server = self.cluster.servers.call, self.server
-        do, undo = {"stop": (server.stop, server.start), "kill": (server.kill, server.start),
-                    "freeze": (server.freeze, server.thaw),
-                    "read-only": (functools.partial(server.set_read_only, True),
-                                  functools.partial(server.set_read_only, False))}[how]
+        call = self.cluster.servers.call
+        do, undo = self.ways_to_break()[how]
         began = clock()
         self.on_mend(functools.partial(call, undo))
         call(do)
@@ -13150,6 +14083,20 @@ class FaultBench(ClusterBench):
             self.bound_s = 0.0
         else:
             self.counted_from = clock()
+
+    def ways_to_break(self):
+        server = self.server
+        return {"stop": (server.stop, server.start), "kill": (server.kill, server.start),
+                "freeze": (server.freeze, server.thaw),
+                "read-only": (functools.partial(server.set_read_only, True),
+                              functools.partial(server.set_read_only, False))}
+
+    def backup(self):
+        self.sql("CREATE TABLE backup AS SELECT * FROM asfc_metadata")
+
+    def restore(self):
+        self.sql("BEGIN; DELETE FROM asfc_metadata; INSERT INTO asfc_metadata "
+                 "SELECT * FROM backup; COMMIT; DROP TABLE backup")
 
     def start_by_hand(self, name):
         return self.cluster[name].start_process(["airflow", "scheduler"])
@@ -13168,6 +14115,102 @@ class FaultBench(ClusterBench):
                 self.wait_for_active([host for host in self.controllers if host != name], 15)
         self.start_controller(name)
         self.wait_for_words(name, "asfc {} starts on {}".format(version, name), 15)
+
+
+class ZookeeperFaultBench(FaultBench):
+    """The same with an ensemble of ZooKeeper in the database's place, each server in a network of
+    its own. The job table is in a file of SQLite that all hosts see."""
+    OWN_SETTINGS = FaultBench.OWN_SETTINGS + ("one_server",)
+    DATABASE = ("zk1", "zk2", "zk3")
+    AT_ONCE = 1          # with three JVMs each
+
+    def serve(self):
+        addresses = ["10.99.{}.2".format(number) for number in (201, 202, 203)]
+        networks = [self.cluster.network_at(name, address)
+                    for name, address in zip(self.DATABASE, addresses)]
+        server = ZooKeeperEnsemble(networks, addresses)
+        self.cluster.on_close(server.remove)
+        return server.start()
+
+    def configure(self, host, url=None, **settings):
+        self.follower = None
+        if (self.wanted or {}).get("one_server"):
+            self.follower = self.server.follower()
+            url = "zookeeper://{}/{}".format(self.follower.name(), self.url.rpartition("/")[2])
+        super().configure(host, url, **settings)
+
+    def boot(self, settings):
+        self.wanted = settings
+        super().boot(settings)
+
+    def sql(self, text):
+        with contextlib.closing(sqlite3.connect(
+                os.path.join(self.cluster.shared, "airflow.db"), isolation_level=None)) as base:
+            base.create_function("NOW", 1, lambda digits: repr(time.time()))
+            base.executescript(text)
+
+    def by_hand(self, do):
+        """Call a function with the znodes of a server, and the paths of asfc's."""
+        def work(server):
+            with server.client() as znodes:
+                path = "/{}/asfc".format(self.url.rpartition("/")[2])
+                do(znodes, [path] + [path + "/" + name for name in znodes.children(path)])
+        server = self.server.leader()
+        self.server.call(server, work, server)
+
+    def set_read_only(self, on):
+        """As far as asfc is concerned: everybody may read, and change what may be done."""
+        self.by_hand(lambda znodes, paths: [znodes.permit(path, 17 if on else 31)
+                                            for path in paths])
+
+    def ways_to_break(self):
+        server = self.server
+
+        def start():
+            server.start()
+        return {"stop": (server.stop, start), "kill": (server.kill, start),
+                "freeze": (server.freeze, server.thaw),
+                "read-only": (functools.partial(self.set_read_only, True),
+                              functools.partial(self.set_read_only, False))}
+
+    def backup(self):
+        for server in self.server.servers:
+            server.backup()
+
+    def restore(self):
+        """The data is replaced while all servers are down, which may take too long for some."""
+        began = clock()
+        self.server.kill()
+        for server in self.server.servers:
+            server.bring_back()
+        self.server.start()
+        if clock() - began >= SHORT_OUTAGE_S:
+            # Whoever does not hold the lease by the old record waits for h first.
+            self.bound_s, self.counted_from = HEARTBEAT_TIMEOUT_S + DEAD_S, clock()
+
+    # -- what happens to one of the servers
+
+    def lose_leader(self, how):
+        leader = self.server.leader()
+        if how == "killed":
+            leader.kill()
+            self.on_mend(lambda: self.server.start(leader))
+        elif how == "frozen":
+            leader.freeze()
+            self.on_mend(leader.thaw)
+        else:
+            name = self.DATABASE[leader.number - 1]
+            for other in list(self.cluster.addresses):
+                if other != name:
+                    self.cluster.cut(name, other)
+
+    def longest_without_heartbeat_s(self):
+        """Of the active controller, since the fault began, by its log."""
+        text = self.controllers[self.active].output()[self._said[id(
+            self.controllers[self.active])]:]
+        beats = [time.mktime(time.strptime(day, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
+                 for day, ms in re.findall(r"(?m)^(\S+ \S+),(\d+) .* heartbeat confirmed", text)]
+        return max(after - before for before, after in zip(beats, beats[1:]))
 
 
 def let_go(pid):
@@ -13298,6 +14341,51 @@ def clock_an_hour_off(role):
     return do
 
 
+def lose_leader(how):
+    """The lease is renewed within the acting window, and no node is taken for silent."""
+    def do(bench):
+        bench.lose_leader(how)
+        bench.let_pass(LONG_S)
+        longest_s = bench.longest_without_heartbeat_s()
+        print("the leader {}: heartbeats at most {:.1f} s apart".format(how, longest_s),
+              file=sys.stderr)
+        if longest_s > HEARTBEAT_TIMEOUT_S * 2 / 3:
+            raise AssertionError("{:.1f} s without a heartbeat".format(longest_s))
+        nobody_was_silent(bench)
+    return do
+
+
+def nobody_was_silent(bench):
+    for name, one in bench.controllers.items():
+        if re.search("is silent|fencing this node", one.output()[bench._said[id(one)]:]):
+            raise AssertionError("the controller on {} took a node for silent".format(name))
+
+
+def active_controller_dies_beside_two_servers(bench):
+    """The ensemble has lost its leader before, and found another one."""
+    bench.lose_leader("killed")
+    bench.server.wait_for_all()
+    bench.let_pass(HEARTBEAT_TIMEOUT_S)
+    began = clock()
+    bench.kill_controllers(bench.active)
+    _, when = bench.wait_for_active([name for name in bench.cluster.hosts if name != bench.active],
+                                    TAKEOVER_S + 5)
+    if when - began > TAKEOVER_S:
+        raise AssertionError("a takeover after {:.1f} s, allowed are {:.1f}".format(
+            when - began, TAKEOVER_S))
+
+
+def follower_lags(bench):
+    """All controllers have it as their only server."""
+    for frozen_s in (0.7, 1.5, 0.7, 3.0, 0.7, 1.5):
+        bench.follower.freeze()
+        bench.let_pass(frozen_s)
+        bench.follower.thaw()
+        bench.server.wait_for_all()
+        bench.let_pass(2 * INTERVAL_S)
+    nobody_was_silent(bench)
+
+
 def upgrade_one_by_one(bench):
     """Those on standby first, and the active one last: so the role changes hands once."""
     for name in sorted(bench.cluster.hosts, key=lambda name: name == bench.active):
@@ -13337,15 +14425,15 @@ def clear_metadata(bench):
 
 
 def metadata_from_before_a_move(bench):
-    backup(bench)
+    bench.backup()
     move(bench)
     bench.look_around()
-    restore(bench)
+    bench.restore()
 
 
 def metadata_from_before_a_takeover_and_a_move(bench):
     """The record then names an instance that is dead, whose host may take its own lease back."""
-    backup(bench)
+    bench.backup()
     bench.kill_controllers(bench.active)
     bench.wait_for("another active controller", lambda: (
         bench.cluster_record().holder != bench.active), TAKEOVER_S + 5)
@@ -13353,16 +14441,7 @@ def metadata_from_before_a_takeover_and_a_move(bench):
     bench.wait_for_calm()
     move(bench)
     bench.look_around()
-    restore(bench)
-
-
-def backup(bench):
-    bench.sql("CREATE TABLE backup AS SELECT * FROM asfc_metadata")
-
-
-def restore(bench):
-    bench.sql("BEGIN; DELETE FROM asfc_metadata; INSERT INTO asfc_metadata SELECT * FROM backup; "
-              "COMMIT; DROP TABLE backup")
+    bench.restore()
 
 
 def move(bench):
@@ -13584,6 +14663,26 @@ def control_faults():
                 control=True, without_protections=True)
 
 
+def ensemble_faults():
+    for how in ("killed", "frozen", "cut off"):
+        yield Fault("the leader of the ensemble is {}".format(how), lose_leader(how))
+    yield Fault("the active controller is killed, the ensemble's leader before",
+                active_controller_dies_beside_two_servers, roles=1, together=False)
+    yield Fault("a follower lags that is the only server of all", follower_lags, one_server=True)
+
+
+def zookeeper_faults(every=False):
+    """The table with an ensemble of ZooKeeper: all of it, or what the full tier does."""
+    chosen = ("SIGKILL of the active controller", "power-off of the scheduler's node and the "
+              "active controller's", "the metadata is restored from before a move")
+    table = [fault for fault in all_faults(every) if every or fault.name in chosen]
+    for fault in table + list(ensemble_faults()):
+        fault.name, fault.bench = "ZooKeeper: " + fault.name, ZookeeperFaultBench
+        if "restored" in fault.name:   # the servers are away meanwhile
+            fault.lives, fault.roles = None, (0, 1)
+        yield fault
+
+
 def all_faults(every_cut=False):
     """The table. Those that take longest come first: so the clusters are done at the same time."""
     faults = list(itertools.chain(
@@ -13602,20 +14701,23 @@ class FaultRun:
         self._outcomes = {fault.name: None for fault in faults}
         self._done = threading.Condition()
         self._told = told or (lambda outcome: None)
+        self._kinds = collections.Counter()   # of the benches that are there
         self._threads = [threading.Thread(target=self._work, daemon=True)
                          for _ in range(min(clusters, len(faults)))]
         for thread in self._threads:
             thread.start()
 
     def _work(self):
-        bench = None
-        while self._waiting:
-            try:
-                fault = self._waiting.popleft()
-            except IndexError:
+        bench, kind = None, None
+        while True:
+            before, (kind, fault) = kind, self._next(kind)
+            if not fault:
                 break
             try:
-                bench = bench or self._bench()
+                if bench and kind is not before:
+                    bench.close()
+                    bench = None
+                bench = bench or kind()
                 outcome = bench.run(fault)
             except BaseException:
                 outcome = Outcome(fault, problems=[traceback.format_exc()])
@@ -13625,6 +14727,19 @@ class FaultRun:
                 self._done.notify_all()
         if bench:
             bench.close()
+
+    def _next(self, kind):
+        """The next fault for one that has a bench of this kind, with the kind that it needs; None
+        when all that wait for benches of which there are enough."""
+        with self._done:
+            self._kinds[kind] -= 1
+            for fault in self._waiting:
+                wanted = fault.bench or self._bench
+                if self._kinds[wanted] < wanted.AT_ONCE:
+                    self._waiting.remove(fault)
+                    self._kinds[wanted] += 1
+                    return wanted, fault
+        return None, None
 
     def outcome(self, name):
         """Wait for what became of a fault."""
@@ -13687,13 +14802,14 @@ class FaultsOnRealHosts(FaultTests):
     @classmethod
     def setUpClass(cls):
         require("libfaketime", FAKETIME)
+        require("a ZooKeeper", ZooKeeperServer.present())
         super().setUpClass()
 
 
-FaultsOnRealHosts.add(all_faults())
+FaultsOnRealHosts.add(list(zookeeper_faults()) + all_faults())
 
 
-def soak_faults(rounds=5):
+def soak_faults(table=all_faults, rounds=5):
     """`soak hosts`: the whole table, with every kind of cut, so many times."""
     end_in_order_on_sigterm()
     failed = 0
@@ -13703,7 +14819,7 @@ def soak_faults(rounds=5):
             print(outcome, *outcome.problems, sep="\n    ", flush=True)
             if outcome.problems:
                 print(textwrap.indent(outcome.story, "    "), flush=True)
-        faults = all_faults(every_cut=True)
+        faults = list(table(True))
         running = FaultRun(faults, tell)
         failed += sum(1 for fault in faults if running.outcome(fault.name).problems)
         running.end()
@@ -16350,13 +17466,15 @@ class Bench:
             self.show("is_scheduler_running, 20 nodes, ssh waits 1 s (s)", self.twenty_nodes(), 1.5)
             self.show("CPU of a heartbeat on MariaDB / bare client's select 1",
                       self.heartbeat_ratio(), 1.5)
+            self.show("two writes and a read of ZooKeeper on loopback (ms)",
+                      self.zookeeper_ms(), 10.0)
         finally:
             shutil.rmtree(self.directory)
         return 1 if self.failed else 0
 
     def show(self, what, value, bound):
         if value is None:
-            print("{:<62} skipped: no MariaDB server here".format(what))
+            print("{:<62} skipped: no such server here".format(what))
             return
         well = value <= bound
         self.failed += not well
@@ -16448,6 +17566,26 @@ class Bench:
             server.remove()
 
     @staticmethod
+    def zookeeper_ms(rounds=200):
+        """The median time of an exchange as a controller makes it with each heartbeat."""
+        if not ZooKeeperServer.present():
+            return None
+        server = ZooKeeperServer().start()
+        try:
+            service = service_for(server.create_database("bench"))
+            names = ("cluster", "node/a", "node/b", "node/c")
+            service.exchange([asfc.Write(name, "x" * 1000, None) for name in names])
+            times = []
+            for version in range(1, rounds + 1):
+                writes = [asfc.Write(name, "y" * 1000, version) for name in names[:2]]
+                began = time.monotonic()
+                assert service.exchange(writes).won == (True, True)
+                times.append(1000 * (time.monotonic() - began))
+            return sorted(times)[rounds // 2]
+        finally:
+            server.remove()
+
+    @staticmethod
     def cpu_s(function):
         """CPU seconds that a call takes, its children's included."""
         def used():
@@ -16473,7 +17611,9 @@ def soak_quiet_week():
 
 SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_faults,
          "airflow": soak_airflow, "quiet": soak_quiet, "simulation": soak_simulation,
-         "quiet-week": soak_quiet_week}
+         "quiet-week": soak_quiet_week,
+         "zookeeper-fuzz": soak_zookeeper_fuzz,
+         "hosts-zookeeper": functools.partial(soak_faults, zookeeper_faults, 1)}
 
 
 class ResultThatTells(unittest.TextTestResult):
