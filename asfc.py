@@ -7833,8 +7833,7 @@ class FailoverController:
         self._configuration = configuration
         self._nodes = nodes
         self._log = log
-        self._stop_asked = ""
-        self._reload_asked = False
+        self._stop_asked, self._reload_asked = "", False
         self._remark = ""                    # of the last reload, for the status
         self.sentence = ""                   # of the last turn that had something new to say
         self._since = self._why = ""         # of that sentence: UTC text, the facts behind it
