@@ -17267,7 +17267,9 @@ class CommandLineTest(unittest.TestCase):
             self.addCleanup(os.close, master)
             child = subprocess.Popen(
                 [sys.executable, self.program, "status", "--watch", "0.2", "--config", self.path],
-                env=dict(self.environment, **more), stdout=slave, stderr=slave)
+                env=dict(self.environment, **more), stdout=slave, stderr=slave,
+                # A shell has what it starts in the background ignore Ctrl-C.
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
             self.addCleanup(child.wait)
             self.addCleanup(child.kill)
             os.close(slave)
@@ -17275,7 +17277,7 @@ class CommandLineTest(unittest.TestCase):
             while text.count("CRITICAL: ") < 2:
                 text += os.read(master, 4096).decode()
             child.send_signal(signal.SIGINT)
-            self.assertEqual(child.wait(), 2)
+            self.assertEqual(child.wait(30), 2)
             self.assertEqual("\x1b[31m" in text, colours, more)
 
     def test_check_runs_its_script_and_changes_nothing(self):
