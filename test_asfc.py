@@ -9477,7 +9477,7 @@ class SimulatedHost:
 
     def __init__(self, simulation, name, rate):
         self.simulation, self.clock, self.name, self.rate = simulation, simulation.clock, name, rate
-        self.boot, self.judged_from = 0, self.clock.time - simulation.random.uniform(100, 9000)
+        self.boot, self.booted_at = 0, self.clock.time - simulation.random.uniform(100, 9000)
         self.on, self.suspended_until = True, 0.0
         self.unplugged = False            # as long as a person looks after that
         self.world = self.configuration = None
@@ -9509,10 +9509,10 @@ class SimulatedHost:
             self.model.die(remnants)
 
     def now(self):
-        return (self.clock.time - self.judged_from) * self.rate
+        return (self.clock.time - self.booted_at) * self.rate
 
     def true_time(self, local_s):
-        return self.judged_from + local_s / self.rate
+        return self.booted_at + local_s / self.rate
 
     def call(self, delay_s, function):
         """Have something happen on this host: later when it is suspended, never after its end."""
@@ -17272,9 +17272,7 @@ class CommandLineTest(unittest.TestCase):
             self.addCleanup(os.close, master)
             child = subprocess.Popen(
                 [sys.executable, self.program, "status", "--watch", "0.2", "--config", self.path],
-                env=dict(self.environment, **more), stdout=slave, stderr=slave,
-                # A shell has what it starts in the background ignore Ctrl-C.
-                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL))
+                env=dict(self.environment, **more), stdout=slave, stderr=slave)
             self.addCleanup(child.wait)
             self.addCleanup(child.kill)
             os.close(slave)
@@ -17640,7 +17638,16 @@ def end_in_order_on_sigterm():
     signal.signal(signal.SIGTERM, interrupt)
 
 
+def let_children_hear_signals():
+    """Have what the tests start hear SIGHUP and SIGINT, also where the tests themselves ignore them
+    (under nohup, in the background of a shell): a handler is not inherited, to ignore is."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda received, frame: None)
+
+
 def main():
+    let_children_hear_signals()
     if sys.argv[1:2] == ["bench"]:
         return Bench().run()
     if sys.argv[1:2] == ["simulate"]:
