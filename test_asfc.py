@@ -4983,6 +4983,7 @@ class StartTests(NodeTestCase):
             self.started(sandbox, stamped(2, 0))
             sandbox.promise(0)
             self.assertIn("runs there already", nodes.start("a", stamped(2, 1)).done)
+            wait_until(sandbox.scheduler.started, 10, "what the stand-in notes of its start")
             self.assertEqual(len(sandbox.scheduler.started()), 1)
         sandbox.keep("fence", "1 {} 1x end\n".format(boot_id()))
         nodes.stop("a", stamped(3, 0))
