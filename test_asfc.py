@@ -12075,7 +12075,7 @@ class Simulations(unittest.TestCase):
         self.assertEqual((quiet.count, quiet.clock.time), (runs[0].count, runs[0].clock.time))
 
     def test_a_quiet_time_with_slow_ssh_and_slow_metadata_has_no_takeover_and_no_restart(self):
-        check_quiet_time(self, 1200 if os.environ.get("ASFC_PLAIN") else 6 * 3600)
+        check_quiet_time(self, 1200 if os.environ.get("ASFC_PLAIN") else 2 * 3600)
 
 
 ###############################################################################
