@@ -6179,14 +6179,14 @@ class EventCommandTest(unittest.TestCase):
     def test_one_that_fails_or_takes_too_long_is_told_and_the_next_one_follows(self):
         events = self.events("test $ASFC_SEQUENCE != 1 || {{ echo no mail >&2; exit 3; }}; "
                              "test $ASFC_SEQUENCE != 2 || sleep 60; "
-                             "echo $ASFC_SEQUENCE >> {}".format(self.told), on_event_timeout=0.3)
+                             "echo $ASFC_SEQUENCE >> {}".format(self.told), on_event_timeout=3.0)
         for what in ("one", "two", "three"):
             events.post("stop", self.event(what))
         events.step()
         self.assertEqual(read_file(self.told), "3\n")
         self.assertEqual(self.lines, [
             "on_event_command failed for event 1 (one): exit status 3 no mail",
-            "on_event_command failed for event 2 (two): no answer within 0.3 s"])
+            "on_event_command failed for event 2 (two): no answer within 3 s"])
         self.assertEqual(events.failures, 2)
 
     def test_when_too_many_wait_the_oldest_is_dropped_and_told_by_log_and_number(self):
