@@ -15869,20 +15869,7 @@ class OperatorTest(unittest.TestCase):
 class SteeringTest(unittest.TestCase):
     """Switchover, failover and drain, in virtual time and with the real controllers."""
 
-    def drive(self, play, **keys):
-        """Play on a cluster whose scheduler runs on a; returns the cluster and what was printed."""
-        cluster = VirtualCluster(5, **keys)
-
-        def whole():
-            for name in cluster.models:
-                cluster.start_controller(name)
-            cluster.clock.wait(120)
-            self.assertEqual((cluster.home(), cluster.active()), ("a", "a"))
-            play(cluster)
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            cluster.clock.drive(whole)
-        self.assertLessEqual(cluster.most_alive, 1)
-        return cluster, said.getvalue()
+    drive = OperatorTest.drive
 
     @staticmethod
     def steering(cluster, quiet=False):
