@@ -5189,6 +5189,7 @@ class StopTests(NodeTestCase):
         sandbox = self.sandbox()
         sandbox.scheduler.behave(ignore_term=True)
         main = self.started(sandbox, stamped(1, 1)).mains[0]
+        wait_until(sandbox.scheduler.started, 10, "the scheduler ignores SIGTERM")
         sandbox.configuration.airflow_scheduler_stop_command = "kill -TERM {}".format(main.pid)
         report = sandbox.nodes.stop("a", stamped(1, 2))
         self.assertEqual((report.state, report.done), (
