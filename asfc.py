@@ -5143,6 +5143,7 @@ class NodeRecords:
         self._changes: List[Callable[[Orders], Orders]] = []   # of the orders, not written yet
         self._sent_changes = 0
         self._told: Set[str] = set()
+        self._settings = common_settings(configuration)   # as the own record had them last
         self.brought_back = ""          # by which unit of systemd the scheduler would be
         self._fenced = ""
         self._host_names = world.host_names()   # once: it may have to ask the DNS
@@ -5300,12 +5301,12 @@ class NodeRecords:
         if report is None or self._world.now() - report.asked_at > oldest_s:
             report = NodeReport(configuration.node_name, UNKNOWN, "its controller has not listed "
                                 "its processes lately")
-        promise = self.no_promise()
+        promise, self._settings = self.no_promise(), common_settings(configuration)
         return NodeRecord(
             configuration.node_name, self._instance, self._sequence, report.gate, report.state,
             report.reason, report.mains, len(report.remnants), report.intent is not None,
             None if promise else configuration.promise_s, promise, configuration.state_dir,
-            self._state_dir_id, self._host_names, __version__, common_settings(configuration),
+            self._state_dir_id, self._host_names, __version__, self._settings,
             self._world.utc_text(), self._fenced)
 
     def is_bound(self) -> bool:
@@ -5375,20 +5376,22 @@ class NodeRecords:
     # -- what differs
 
     def _compare(self, node: str, record: NodeRecord, before: Optional[NodeView]) -> None:
-        """Tell once of what differs between the controllers."""
-        if node == self._configuration.node_name or before and before.record._replace(
-                sequence=0) == record._replace(sequence=0):
+        """Tell once of what differs between the controllers, and of what must and does not."""
+        own_node = self._configuration.node_name
+        if node == own_node:
             return
-        for sentence in differences(common_settings(self._configuration), record,
-                                    self._configuration.node_name):
-            if sentence not in self._told:
-                self._told.add(sentence)
-                self._log.warning(sentence)
-        if record.state_dir_id == self._state_dir_id and before:
-            self._log.error(
-                "%s and %s have one state directory id (%s): was the directory copied, or is it "
-                "shared? Remove it on the one that was copied, while no scheduler runs there",
-                self._configuration.node_name, node, record.state_dir_id)
+        for sentence in differences(self._settings, record, own_node):
+            self._tell_once(logging.WARNING, sentence)
+        if before and record.state_dir_id == self._state_dir_id:
+            self._tell_once(logging.ERROR, (
+                "{} and {} have one state directory id ({}): was the directory copied, or is it "
+                "shared? Remove it on the one that was copied, while no scheduler runs there"
+            ).format(own_node, node, record.state_dir_id))
+
+    def _tell_once(self, level: int, sentence: str) -> None:
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._log.log(level, "%s", sentence)
 
 
 COMMON_SETTINGS = (
@@ -5399,9 +5402,8 @@ COMMON_SETTINGS = (
 
 def common_settings(configuration: Any) -> Dict[str, Any]:
     """The settings that should be the same on all nodes, as a record holds them."""
-    values = {name: getattr(configuration, name) for name in COMMON_SETTINGS}
-    return {name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()}
+    values = ((name, getattr(configuration, name)) for name in COMMON_SETTINGS)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[str]:
@@ -5409,6 +5411,8 @@ def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[st
     if not other.version:
         return ["the record of {} can't be understood on {}: is asfc newer there?".format(
             other.node, node)]
+    if (other.version, other.settings) == (__version__, own):
+        return []
     found = []
     if other.version != __version__:
         found.append("asfc is version {} on {} and {} on {}".format(
