@@ -6381,6 +6381,9 @@ class VirtualClock:
         self.current = VirtualThread(self, None, None, "driver")
         try:
             result = function()
+        except KeyboardInterrupt:   # whoever holds the baton: the process is to end
+            self.threads = []
+            raise
         finally:
             while not all(thread.done for thread in self.threads):
                 for thread in self.threads:
@@ -15551,16 +15554,8 @@ class DemoRun:
 
 
 class DemoTest(unittest.TestCase):
-    """The demo takes a minute and mostly waits: where it is to be tested, it begins before
-    the first test, of whatever class."""
-    chosen, running = False, None
-
-    def __init__(self, name):
-        super().__init__(name)
-        DemoTest.chosen = True
-
     def test_it_plays_to_its_end_leaves_nothing_behind_and_touches_no_other_scheduler(self):
-        running, directory = self.running, self.running.directory
+        running = DemoRun()
         self.addCleanup(running.close)
         status, said = running.end()
         self.assertEqual(status, 0, said)
@@ -15568,13 +15563,8 @@ class DemoTest(unittest.TestCase):
         self.assertRegex(said, "the switchover to b, .* is done: the scheduler runs on b; .* s w")
         self.assertRegex(said, "starting the scheduler on a, .*: b: .*silent for 1. s, and within")
         self.assertEqual([one.poll() for one in running.decoys], [None, None])
-        self.assertEqual(sorted(os.listdir(directory)), ["airflow", "schedulers.log"])
-        self.assertEqual(processes_with(os.path.join(directory, "asfc-demo")), [])
-
-
-def setUpModule():
-    if DemoTest.chosen:
-        DemoTest.running = DemoRun()
+        self.assertEqual(sorted(os.listdir(running.directory)), ["airflow", "schedulers.log"])
+        self.assertEqual(processes_with(os.path.join(running.directory, "asfc-demo")), [])
 
 
 ###############################################################################
@@ -17625,7 +17615,22 @@ SOAKS = {"nodes": functools.partial(soak_node_model, 10000), "hosts": soak_fault
          "hosts-zookeeper": functools.partial(soak_faults, zookeeper_faults, 1)}
 
 
-class ResultThatTells(unittest.TextTestResult):
+class InterruptedTests(unittest.TestResult):
+    """A result that knows the test under way, for unittest leaves an interrupted one as it is."""
+    current = None
+
+    def startTest(self, test):
+        super().startTest(test)
+        InterruptedTests.current = test
+
+    @classmethod
+    def clean_up(cls):
+        if cls.current:
+            cls.current.doCleanups()
+            type(cls.current).tearDownClass()
+
+
+class ResultThatTells(InterruptedTests, unittest.TextTestResult):
     """Tells at the end what was skipped, and for want of what."""
 
     def printErrors(self):
@@ -17633,6 +17638,115 @@ class ResultThatTells(unittest.TextTestResult):
         reasons = collections.Counter(reason for _, reason in self.skipped)
         for reason, count in sorted(reasons.items()):
             self.stream.writeln("skipped {:3d}: {}".format(count, reason))
+
+
+class TestElsewhere(str):
+    """The name of a test that another process has run."""
+
+    def shortDescription(self):
+        return None
+
+
+class SideBySide:
+    """All tests of this file, in processes side by side, for most of them mostly wait.
+
+    Run as a suite is. The simulations, which need every processor, are alone at first. Then come
+    the lanes, each a process that takes the next class whenever it has done one. The tests on real
+    hosts, which have times to keep, are done one class after another by the first lane.
+    """
+    LANES = 3
+    ALONE = ("Simulations",)
+    LONGEST = ("DemoTest", "CommandLineTest", "VirtualHourTest")
+
+    @staticmethod
+    def cases():
+        """All classes of tests, in the order of this file."""
+        return [case for case in vars(sys.modules["__main__"]).values()
+                if isinstance(case, type) and issubclass(case, unittest.TestCase)
+                and unittest.defaultTestLoader.getTestCaseNames(case)]
+
+    def __call__(self, result):
+        names = [case.__name__ for case in self.cases()]
+        on_hosts = [case.__name__ for case in self.cases()
+                    if issubclass(case, (ClusterTest, FaultTests, TheHarness))]
+        others = self.LONGEST + tuple(
+            name for name in names if name not in on_hosts + list(self.ALONE + self.LONGEST))
+        alone, hosts, rest = (
+            self.queue([names.index(name) for name in some])
+            for some in (self.ALONE, on_hosts, others))
+        self.run([[alone]], result)
+        self.run([[hosts, rest]] + [[rest]] * (self.LANES - 1), result)
+
+    @staticmethod
+    def queue(numbers):
+        """A pipe that holds the numbers, each of which one of its readers gets."""
+        reader, writer = os.pipe()
+        os.write(writer, bytes(numbers))
+        os.close(writer)
+        return reader
+
+    def run(self, lanes, result):
+        """Run lanes side by side, each with its queues in their order, to the end of all."""
+        running = []
+        try:
+            for queues in lanes:
+                report = tempfile.TemporaryFile("w+")
+                numbers = [report.fileno()] + queues
+                options = sys.warnoptions or ["default"]
+                # Not in the terminal's group: a Ctrl-C is passed on to them, and once.
+                running.append((report, subprocess.Popen(
+                    [sys.executable] + ["-W" + option for option in options] + [__file__, "lane"]
+                    + [str(number) for number in numbers],
+                    stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True)))
+            for report, lane in running:
+                self.add(result, lane.wait(), report)
+        finally:
+            for _, lane in running:
+                lane.terminate()
+            for report, lane in running:
+                lane.wait()
+                report.close()
+
+    @staticmethod
+    def add(result, status, report):
+        """Add what a lane reports to the result of all."""
+        report.seek(0)
+        case = ""
+        for line in report:
+            case, found = json.loads(line)
+            if found:
+                result.testsRun += found.pop("testsRun")
+                for kind, tests in found.items():
+                    getattr(result, kind).extend(
+                        (TestElsewhere(name), text) for name, text in tests)
+        if status:
+            result.errors.append((TestElsewhere("a lane of the tests"), (
+                "the process ended with status {}, at {}\n".format(status, case or "its start"))))
+
+
+def run_lane(report, *queues):
+    """Run the classes of tests whose numbers the queues hold; report each at its begin and end."""
+    parent, cases = os.getppid(), SideBySide.cases()
+    with os.fdopen(report, "w") as report:
+        def tell(case, found):
+            report.write(json.dumps([case.__name__, found]) + "\n")
+            report.flush()
+        for queue in queues:
+            while os.getppid() == parent:
+                number = os.read(queue, 1)
+                if not number:
+                    break
+                case = cases[ord(number)]
+                tell(case, None)
+                result, began = InterruptedTests(), time.monotonic()
+                unittest.defaultTestLoader.loadTestsFromTestCase(case)(result)
+                tell(case, dict(
+                    {kind: [(str(test), text) for test, text in getattr(result, kind)]
+                     for kind in ("failures", "errors", "skipped")}, testsRun=result.testsRun))
+                print("{:7.1f} s {:4d} tests of {}{}".format(
+                    time.monotonic() - began, result.testsRun, case.__name__,
+                    "" if result.wasSuccessful() else ": FAILED"), file=sys.stderr, flush=True)
+    return 0
 
 
 def end_in_order_on_sigterm():
@@ -17665,7 +17779,15 @@ def main():
         return SOAKS[sys.argv[2]]()
     end_in_order_on_sigterm()
     runner = unittest.TextTestRunner(resultclass=ResultThatTells)
-    unittest.main(testRunner=runner)
+    try:
+        if sys.argv[1:2] == ["lane"]:
+            return run_lane(*map(int, sys.argv[2:]))
+        if len(sys.argv) > 1:
+            unittest.main(testRunner=runner)
+        return 0 if runner.run(SideBySide()).wasSuccessful() else 1
+    except KeyboardInterrupt:
+        InterruptedTests.clean_up()
+        return 130
 
 
 if __name__ == "__main__":
