@@ -13189,6 +13189,25 @@ class Switchovers(ClusterTest):
         self.assertIn("asfc is paused, by root on b", refused["why"])
         self.assert_one_scheduler_since(scheduler)
 
+    def test_a_failover_from_a_node_without_power_waits_for_the_proof_and_no_longer(self):
+        scheduler = self.start_cluster()
+        self.controllers["a"].send(signal.SIGTERM)
+        self.controllers["a"].wait(20)
+        active = self.wait_for_active("bc", 15)[0].holder
+        self.start_controller("a")
+        self.wait_for_words("a", "standby: {} is active".format(active), 20)
+        self.wait_for("the promise of a", lambda: asfc.node_records(
+            self.records())["a"][1].promise_s, 10)
+        self.cluster["a"].power_off()
+        _, gap_s, told_s = self.check_move(
+            self.steer("c", "failover", "--to", "c", "--yes"), scheduler, "c")
+        print("failover from a node without power: {:.1f} s without a scheduler, {:.1f} s as asfc "
+              "tells".format(gap_s, told_s), file=sys.stderr)
+        self.assertLess(gap_s, LOST_NODE_S)
+        started = [event for event in asfc.history_events(self.records())
+                   if event.what == "starting the scheduler on c"]
+        self.assertRegex(started[-1].proof, "a: .*silent for")
+
     def test_the_active_controller_killed_at_a_step_of_it_leaves_one_that_completes_it(self):
         """It is killed just after it has said what it does; either it or a standby goes on."""
         scheduler, active = self.start_cluster(scheduler_restart_budget="10"), "a"
@@ -13204,6 +13223,60 @@ class Switchovers(ClusterTest):
                 else:
                     self.start_controller(active)
                 scheduler, _, _ = self.check_move(asked, scheduler, target)
+
+
+class AnUpgradeNodeByNode(ClusterTest):
+    """The release before and this one, side by side."""
+    BEFORE = "a280831"     # it knows no orders, and no status
+
+    @classmethod
+    def older_release(cls):
+        """The program as it was; without the project's history, the same with another number."""
+        shown = subprocess.run(
+            ["git", "show", cls.BEFORE + ":asfc.py"], cwd=os.path.dirname(__file__) or ".",
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        text = read_file(asfc.__file__) if shown.returncode else shown.stdout
+        return re.sub("(?m)^__version__ = .*", '__version__ = "1.9.9"', text)
+
+    def upgrade(self, name):
+        """Stop a controller and start that of this release; returns which one is active then."""
+        active = self.cluster_record().holder
+        self.controllers[name].send(signal.SIGTERM)
+        self.assertEqual(self.controllers[name].wait(20), 0)
+        if name == active:
+            active = self.wait_for_active([other for other in "abc" if other != name],
+                                          15)[0].holder
+        self.cluster[name].write("asfc.py", read_file(asfc.__file__))
+        self.start_controller(name)
+        self.wait_for_words(name, "standby: {} is active".format(active), 20)
+        self.wait_for("the record of {} is of this release".format(name), lambda: (
+            asfc.node_records(self.records())[name][1].version == asfc.__version__), 10)
+        self.wait_for_quiet(active, "a")
+        return active
+
+    def test_restarts_no_scheduler_and_loses_nothing(self):
+        for host in self.cluster:
+            host.write("asfc.py", self.older_release())
+        scheduler = self.start_cluster()
+        cluster, before = self.cluster_record(), asfc.history_events(self.records())
+        # The active one first, whatever the README advises: so each release follows the other.
+        actives = [self.upgrade("a")]
+        actives.append(self.upgrade(actives[0]))
+        actives.append(self.upgrade("bc".replace(actives[0], "")))
+        self.assert_one_scheduler_since(scheduler)
+        record, after = self.cluster_record(), asfc.history_events(self.records())
+        self.assertEqual(record.cluster, cluster.cluster)
+        self.assertEqual(after[:len(before)], before)
+        self.assertEqual({event.what for event in after[len(before):]} - {
+            "active failover node", "the scheduler runs on a"}, set())
+        self.assertIn("asfc is version {} on a and 1.9.9 on b".format(asfc.__version__),
+                      self.controllers["a"].output())
+        moved = self.cluster["c"].run([HOST_PYTHON, "asfc.py", "switchover", "--to", "b"])
+        self.assertEqual(moved.returncode, 0, moved.stdout + moved.stderr)
+        self.cluster.watch.wait_for_one(5, "b")
+        self.assert_never_two()
+        print("releases side by side: active were a, {}".format(", ".join(actives)),
+              file=sys.stderr)
 
 
 class TenControllersAtOnce(ClusterTest):
@@ -14340,16 +14413,20 @@ def wait_for_another_node(bench, timeout_s):
 
 def clock_an_hour_off(role):
     """First its controller gets a clock that the test can set; then that is an hour ahead, then an
-    hour behind. Its clocks that nobody sets go on."""
+    hour behind. Its clocks that nobody sets go on. At last it is as it was: a scheduler that it
+    starts would have that clock too, and now and then dies of it (EINVAL from a sleep)."""
     def do(bench):
         name = getattr(bench, role)
         host = bench.cluster[name]
+
+        def restart(environment=None):
+            bench.kill_controllers(name)
+            bench.start_controller(name, environment)
+            bench.wait_for_calm()
         host.write("clock", "+0")
-        bench.kill_controllers(name)
-        bench.start_controller(name, {
+        restart({
             "LD_PRELOAD": FAKETIME, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1",
             "FAKETIME_TIMESTAMP_FILE": host.HOME + "/clock"})
-        bench.wait_for_calm()
         for offset in ("+3600", "-3600"):
             host.write("clock", offset)
             bench.let_pass(HEARTBEAT_TIMEOUT_S)
@@ -14357,6 +14434,7 @@ def clock_an_hour_off(role):
         off_s = time.mktime(time.strptime(shown, "%Y-%m-%d %H:%M:%S")) - time.time()
         if abs(off_s + 3600) > 60:
             raise AssertionError("its log's clock is {:.0f} s off, not an hour".format(off_s))
+        restart()
     return do
 
 
