@@ -7856,7 +7856,8 @@ class FailoverController:
         self._raises = 0                     # of the term, in this reign
         self._reports: Dict[str, NodeReport] = {}      # as of the last observation
         self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
-        self._runs = self._waits = False     # at the last turn: the scheduler ran; it was waited
+        self._runs: Optional[bool] = None    # the scheduler, at the last turn of this reign
+        self._waits = False                  # whether it was waited at the last turn
         self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
         self._back: Set[str] = set()         # nodes that were left too early, to be listed again
         self._without_s: Optional[float] = None   # how long none ran before the one that runs
@@ -7989,7 +7990,7 @@ class FailoverController:
 
     def _turn_on_standby(self) -> Optional[float]:
         self._was_active, self._attempt, self._failed_rounds = False, None, 0
-        self._runs, self._raises = False, 0
+        self._runs, self._raises = None, 0
         record = self.lease.record
         if record is None:
             self._tell("standby: the metadata is not known yet")
@@ -8137,14 +8138,18 @@ class FailoverController:
     def _note_whether_it_runs(self, seen: Observation) -> None:
         """Keep the time when the scheduler was last seen, and tell of the time without one.
 
-        Before it was started on the active scheduler node it may still run on another one.
+        There was none without when a new active controller finds one that nobody has started
+        since it was last seen. Before it was started on the active scheduler node it may still run on another one.
         """
         node = seen.record.active_scheduler_node
         runs = bool(node and seen.record.started and seen.runs_on(node))
         elsewhere = not seen.record.started and any(map(seen.runs_on, seen.record.possible_nodes))
         if runs and node and not self._runs:
-            since = seen.record.alive_at_s
-            self._without_s = None if since is None else round(seen.record.clock_s - since, 1)
+            since, self._without_s = seen.record.alive_at_s, None
+            lived_on = self._runs is None and since is not None \
+                and all(start.at_s < since for start in seen.record.starts)
+            if since is not None and not lived_on:
+                self._without_s = round(seen.record.clock_s - since, 1)
             self._post("running", "the scheduler runs on {}".format(node),
                        proof=seen.reports[node].reason, without_scheduler_s=self._without_s)
         elif self._runs and not runs and not elsewhere:

@@ -15884,6 +15884,10 @@ class OperatorTest(unittest.TestCase):
                 "c: active failover node . nobody held it . "):
             self.assertRegex("\n".join(told), "(?m)^" + pattern)
         self.assertEqual(len(set(told)), len(told))
+        times = [(event.node, event.without_scheduler_s) for event in events
+                 if event.what.startswith("the scheduler runs on")]
+        self.assertEqual([node for node, _ in times], ["a", "a", "a", "c"])
+        self.assertEqual([seconds is None for _, seconds in times], [True, False, False, True])
         starts = [event for event in events if event.what.startswith("starting")]
         self.assertEqual(len(starts), cluster.starts)
 
