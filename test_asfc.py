@@ -12258,9 +12258,9 @@ class Host:
         END
         /usr/sbin/sshd -D -e -f /srv/etc/sshd_config >> /srv/sshd.log 2>&1 < /dev/null &
         echo up
-        # The first process of a host reaps orphans; when the tests are gone, it goes too.
-        while read rest; do :; done
         """)
+    # The first process of a host reaps orphans; when the tests are gone, it goes too.
+    FIRST_PROCESS = "while read rest; do :; done\n"
     SSHD = textwrap.dedent("""\
         Port 22
         HostKey /srv/etc/host_key
@@ -12576,6 +12576,7 @@ class SchedulerWatch:
 
 class Cluster:
     """Hosts, a router between them, and a network `db` for the servers that the hosts use."""
+    HOST = Host
     SERVERS = "10.99.200.2"
     programs = ""   # a directory that the hosts have at the same place, wherever it is
 
@@ -12590,7 +12591,7 @@ class Cluster:
         self.watch = None
         self.networks = []
         self.hosts = collections.OrderedDict(
-            (name, Host(self, name, number)) for number, name in enumerate(names, 1))
+            (name, self.HOST(self, name, number)) for number, name in enumerate(names, 1))
         self.addresses = {name: host.address for name, host in self.hosts.items()}
         self._cuts = []
         self._cleanups = []
@@ -12616,7 +12617,7 @@ class Cluster:
         self.servers = self.network_at("db", self.SERVERS)
         key = os.path.join(self.directory, "client_key")
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-        write_file(os.path.join(self.directory, "boot"), Host.BOOT)
+        write_file(os.path.join(self.directory, "boot"), self.HOST.BOOT + self.HOST.FIRST_PROCESS)
         self.fresh()
 
     def make_watch(self):
@@ -12905,11 +12906,12 @@ class ClusterBench:
 class ClusterTest(ClusterBench, unittest.TestCase):
     """Controllers on hosts of their own, which are new for each test."""
     NAMES = ("a", "b", "c")
+    CLUSTER = Cluster
 
     @classmethod
     def setUpClass(cls):
         require("a MariaDB server", MariaDbServer.present())
-        cls.cluster = Cluster(cls.NAMES)
+        cls.cluster = cls.CLUSTER(cls.NAMES)
         cls.databases = itertools.count(1)
         try:
             cls.server = serve_on(cls.cluster, MariaDbServer)
@@ -13277,6 +13279,178 @@ class AnUpgradeNodeByNode(ClusterTest):
         self.assert_never_two()
         print("releases side by side: active were a, {}".format(", ".join(actives)),
               file=sys.stderr)
+
+
+class BootedHost(Host):
+    """A host whose first process is systemd, with a tree of control groups of its own."""
+    FIRST_PROCESS = textwrap.dedent("""\
+        tree=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/self/mounts)
+        mkdir "$tree/asfc-$pid"
+        echo 0 > "$tree/asfc-$pid/cgroup.procs"
+        export container=asfc
+        exec unshare --cgroup sh -c '
+            uname -n > /run/hostname
+            mount --bind /run/hostname /etc/hostname
+            umount --recursive /sys/fs/cgroup
+            mount -t cgroup2 cgroup2 /sys/fs/cgroup
+            for place in /etc/systemd/system /lib/systemd/system-generators /var/lib/systemd; do
+                mount -t tmpfs tmpfs $place
+            done
+            printf "[Unit]\\nDefaultDependencies=no\\n" > /etc/systemd/system/tests.target
+            exec /lib/systemd/systemd --unit=tests.target --log-target=null --show-status=no'
+        """)
+
+    @staticmethod
+    def control_groups():
+        """Where control groups can be made for systemd; nothing where they can't."""
+        with open("/proc/self/mounts") as mounts:
+            trees = [line.split()[1] for line in mounts if line.split()[2] == "cgroup2"]
+        return next(filter(lambda tree: os.access(tree, os.W_OK), trees), "")
+
+    def finish_boot(self):
+        super().finish_boot()
+        wait_until(lambda: not self.run(["systemctl", "is-active", "tests.target"]).returncode, 20,
+                   "systemd on " + self.name)
+
+    def power_off(self):
+        groups = os.path.join(self.control_groups(), "asfc-{}".format(self.init))
+        super().power_off()
+        for directory, _, _ in os.walk(groups, topdown=False):
+            wait_until(functools.partial(self.remove_group, directory), 10, "the end of a group")
+
+    @staticmethod
+    def remove_group(directory):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
+            return True
+
+    def add_unit(self, name, text):
+        """Write a unit, or a drop-in, and have systemd read it."""
+        done = self.run(["sh", "-c", "mkdir -p $(dirname $0) && cat > $0 && systemctl daemon-reload",
+                         "/etc/systemd/system/" + name], input=text)
+        assert done.returncode == 0, done.stderr
+
+    def systemctl(self, *words):
+        """Run systemctl to its end; returns what it said, or fails."""
+        done = self.run(("systemctl",) + words, timeout_s=60)
+        assert done.returncode == 0, "systemctl {}: {}{}".format(
+            " ".join(words), done.stderr, self.run(["systemctl", "status", words[-1]]).stdout)
+        return done.stdout
+
+    def shown(self, unit, key):
+        return self.systemctl("show", "--value", "-p", key, unit).strip()
+
+
+class BootedCluster(Cluster):
+    HOST = BootedHost
+
+
+class UnderSystemd(ClusterTest):
+    """asfc by its unit, as it is shipped, and the scheduler by one like Airflow's own: real ones."""
+    NAMES, CLUSTER = ("a", "b"), BootedCluster
+    SCHEDULER = textwrap.dedent("""\
+        [Service]
+        Environment=HOME={0} PATH={1}
+        ExecStart={0}/bin/airflow scheduler
+        Restart=always
+        RestartSec=5s
+        """).format(Host.HOME, Host.PATH)
+    LOG = "airflow/asfc.log"
+
+    @classmethod
+    def setUpClass(cls):
+        require("root", os.geteuid() == 0)
+        require("systemd", os.path.exists("/lib/systemd/systemd"))
+        if not BootedHost.control_groups():
+            raise unittest.SkipTest("control groups can't be made here")
+        super().setUpClass()
+
+    def install(self, host):
+        """As the README says it for two nodes, but as root, and with its log in a file."""
+        self.configure(
+            host, scheduler_nodes_in_cluster="a, b",
+            airflow_scheduler_start_command="systemctl restart airflow-scheduler",
+            airflow_scheduler_stop_command="systemctl stop airflow-scheduler")
+        unit = read_file(os.path.join(os.path.dirname(os.path.abspath(__file__)), "asfc.service"))
+        for old, new in (("User=airflow\nGroup=airflow\n", ""),
+                         ("/usr/bin/python3", HOST_PYTHON), ("/opt/asfc", Host.HOME),
+                         ("ProtectControlGroups=yes\n", "")):
+            self.assertIn(old, unit)
+            unit = unit.replace(old, new)
+        host.add_unit("asfc.service", unit)
+        host.add_unit("asfc.service.d/tests.conf", textwrap.dedent("""\
+            [Service]
+            Environment=HOME={0} PATH={1} LANG=C.UTF-8
+            StandardOutput=append:{0}/{2}
+            StandardError=append:{0}/{2}
+            WatchdogSec=2s
+            RestartSec=1s
+            """).format(Host.HOME, Host.PATH, self.LOG))
+        host.add_unit("airflow-scheduler.service", self.SCHEDULER)
+
+    def wait_for_log(self, host, words, timeout_s=20, after=0):
+        return wait_until(lambda: words in host.read(self.LOG)[after:], timeout_s, lambda: (
+            "{} says {!r}; it said: {}".format(host.name, words, host.read(self.LOG)[-3000:])))
+
+    def main_pid(self, host, unit):
+        return int(host.shown(unit, "MainPID"))
+
+    def test_the_shipped_unit_keeps_a_scheduler_of_a_unit_running_and_is_kept_running(self):
+        a, b = self.cluster
+        for host in (a, b):
+            self.install(host)
+        a.systemctl("start", "asfc")      # it returns when the controller works
+        self.assertIn("active in term 1", a.shown("asfc", "StatusText") + a.read(self.LOG))
+        b.systemctl("start", "asfc")
+        self.cluster.watch.wait_for_one(30, "a")
+        self.wait_for_log(a, "this node promises nothing: its unit airflow-scheduler has "
+                             "Restart=always: systemd brings the scheduler back")
+        checked = b.run([HOST_PYTHON, "asfc.py", "check"])
+        self.assertEqual(checked.returncode, 1, checked.stdout + checked.stderr)
+        for node in "ab":
+            self.assertRegex(checked.stdout, node + ": +the unit airflow-scheduler has Restart=always")
+        for host in (a, b):
+            host.add_unit("airflow-scheduler.service.d/asfc.conf", "[Service]\nRestart=no\n")
+            host.systemctl("restart", "asfc")
+        self.wait_for("the promise of both nodes", lambda: all(
+            record.promise_s for _, record in asfc.node_records(self.records()).values()), 40)
+        scheduler = self.cluster.watch.wait_for_one(10, "a")
+
+        self.check_restart_of_the_scheduler(a, scheduler)
+        self.check_the_watchdog(next(
+            host for host in (a, b) if host.name == self.cluster_record().holder))
+        moved = b.run([HOST_PYTHON, "asfc.py", "switchover", "--to", "b"])
+        self.assertEqual(moved.returncode, 0, moved.stdout + moved.stderr)
+        scheduler = self.cluster.watch.wait_for_one(5, "b")
+        self.assertEqual(a.run(["systemctl", "is-active", "airflow-scheduler"]).returncode, 3)
+        self.assertGreater(self.main_pid(b, "airflow-scheduler"), 0)
+
+        said = len(b.read(self.LOG))
+        self.configure(b, scheduler_nodes_in_cluster="a, b", poll_frequency="3",
+                       airflow_scheduler_start_command="systemctl restart airflow-scheduler",
+                       airflow_scheduler_stop_command="systemctl stop airflow-scheduler")
+        b.systemctl("reload", "asfc")
+        self.wait_for_log(b, "poll_frequency", after=said)
+        for host in (a, b):
+            host.systemctl("stop", "asfc")
+            self.assertEqual(host.shown("asfc", "Result"), "success")
+        self.assert_one_scheduler_since(scheduler)
+
+    def check_restart_of_the_scheduler(self, host, scheduler):
+        """One that is killed runs again in its unit, and what it left is gone."""
+        pid = self.main_pid(host, "airflow-scheduler")
+        host.run(["kill", "-KILL", str(pid)])
+        after = self.cluster.watch.wait_for_one(DEAD_S, host.name, scheduler.pid)
+        self.assertNotIn(self.main_pid(host, "airflow-scheduler"), (0, pid))
+        self.assertLess(after.began - scheduler.ended, DEAD_S)
+
+    def check_the_watchdog(self, host):
+        """A controller that stands still is ended by systemd and started again, it alone."""
+        scheduler = self.cluster.watch.alive()[0]
+        host.run(["kill", "-STOP", str(self.main_pid(host, "asfc"))])
+        wait_until(lambda: int(host.shown("asfc", "NRestarts")) > 0, 60, "systemd's restart of it")
+        wait_until(lambda: host.shown("asfc", "ActiveState") == "active", 60, "it works again")
+        self.assert_one_scheduler_since(scheduler)
 
 
 class TenControllersAtOnce(ClusterTest):
