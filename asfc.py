@@ -8138,8 +8138,9 @@ class FailoverController:
     def _note_whether_it_runs(self, seen: Observation) -> None:
         """Keep the time when the scheduler was last seen, and tell of the time without one.
 
-        There was none without when a new active controller finds one that nobody has started
-        since it was last seen. Before it was started on the active scheduler node it may still run on another one.
+        A new active controller that finds one which nobody has started since it was last seen
+        tells of none. Before it was started on the active scheduler node it may still run on
+        another one.
         """
         node = seen.record.active_scheduler_node
         runs = bool(node and seen.record.started and seen.runs_on(node))

@@ -13326,8 +13326,9 @@ class BootedHost(Host):
 
     def add_unit(self, name, text):
         """Write a unit, or a drop-in, and have systemd read it."""
-        done = self.run(["sh", "-c", "mkdir -p $(dirname $0) && cat > $0 && systemctl daemon-reload",
-                         "/etc/systemd/system/" + name], input=text)
+        done = self.run([
+            "sh", "-c", "mkdir -p $(dirname $0) && cat > $0 && systemctl daemon-reload",
+            "/etc/systemd/system/" + name], input=text)
         assert done.returncode == 0, done.stderr
 
     def systemctl(self, *words):
@@ -13346,7 +13347,7 @@ class BootedCluster(Cluster):
 
 
 class UnderSystemd(ClusterTest):
-    """asfc by its unit, as it is shipped, and the scheduler by one like Airflow's own: real ones."""
+    """asfc by its unit, as it is shipped, and a scheduler by one like Airflow's own."""
     NAMES, CLUSTER = ("a", "b"), BootedCluster
     SCHEDULER = textwrap.dedent("""\
         [Service]
@@ -13408,7 +13409,8 @@ class UnderSystemd(ClusterTest):
         checked = b.run([HOST_PYTHON, "asfc.py", "check"])
         self.assertEqual(checked.returncode, 1, checked.stdout + checked.stderr)
         for node in "ab":
-            self.assertRegex(checked.stdout, node + ": +the unit airflow-scheduler has Restart=always")
+            self.assertRegex(checked.stdout,
+                             node + ": +the unit airflow-scheduler has Restart=always")
         for host in (a, b):
             host.add_unit("airflow-scheduler.service.d/asfc.conf", "[Service]\nRestart=no\n")
             host.systemctl("restart", "asfc")
