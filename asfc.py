@@ -821,14 +821,16 @@ class World:
         found = [_local_process(pid) for pid in os.listdir("/proc") if pid.isdigit()]
         return [process for process in found if process]
 
-    def signal_process(self, process: "LocalProcess", number: int) -> None:
-        """Send a signal, if the process is still the one that was listed."""
+    def signal_process(self, process: "LocalProcess", number: int) -> bool:
+        """Send a signal, if the process is still the one that was listed; whether it was sent."""
         try:
             with open("/proc/{}/stat".format(process.pid), "rb") as file:
-                if int(file.read().rpartition(b")")[2].split()[19]) == process.start:
-                    os.kill(process.pid, number)
+                if int(file.read().rpartition(b")")[2].split()[19]) != process.start:
+                    return False
+            os.kill(process.pid, number)
         except (OSError, ValueError, IndexError):
-            pass  # it has just ended, or is not ours: the next list shows it
+            return False  # it has just ended, or is not ours: the next list shows it
+        return True
 
     # -- the service manager
 
@@ -5424,6 +5426,24 @@ def differences(own: Mapping[str, Any], other: NodeRecord, node: str) -> List[st
     return found
 
 
+def differences_from_here(configuration: Any, other: NodeRecord) -> List[str]:
+    """The same, for a verb: with the configuration of this host, which may be newer than what the
+    controller here has read."""
+    settings = common_settings(configuration)
+    if other.node != configuration.node_name:
+        return differences(settings, other, "this host")
+    changed = [name for name, value in sorted(settings.items())
+               if other.settings.get(name, value) != value]
+    found = []
+    if changed:
+        found.append("its controller has not taken over what is new in airflow.cfg: {}. Reload it "
+                     "(SIGHUP); its log says what needs a restart".format(", ".join(changed)))
+    if other.version not in ("", __version__):
+        found.append("its controller is version {0} still, and {1} stands here: restart it".format(
+            other.version, __version__))
+    return found
+
+
 ###############################################################################
 # Health evidence #############################################################
 ###############################################################################
@@ -6542,16 +6562,18 @@ class OwnNode:
         now = self._world.now()
         for main in report.mains:
             key = (main.pid, main.start)
-            if key not in self._asked:
-                self._post("stop", "stopped the scheduler here, pid {}".format(main.pid),
-                           "none may run here, only on {}".format(", ".join(record.possible_nodes)))
-            late = now - self._asked.setdefault(key, now) >= self._configuration.fence_grace_time
+            late = now - self._asked.get(key, now) >= self._configuration.fence_grace_time
+            if not self._world.signal_process(
+                    LocalProcess(main.pid, main.start, main.parent, main.session, main.uid, ()),
+                    signal.SIGKILL if late else signal.SIGTERM):
+                continue   # the active controller has ended it since it was listed
             self._log.warning(
                 "guarding this node: no scheduler may run here in term %s, so pid %d is ended (%s)",
                 record.pair, main.pid, "SIGKILL" if late else "SIGTERM")
-            self._world.signal_process(
-                LocalProcess(main.pid, main.start, main.parent, main.session, main.uid, ()),
-                signal.SIGKILL if late else signal.SIGTERM)
+            if key not in self._asked:
+                self._asked[key] = now
+                self._post("stop", "stopped the scheduler here, pid {}".format(main.pid),
+                           "none may run here, only on {}".format(", ".join(record.possible_nodes)))
 
     def _is_forbidden(self, report: NodeReport, record: ClusterRecord) -> bool:
         """Whether the record surely allows no scheduler on this node."""
@@ -8925,8 +8947,8 @@ def verb_metadata(world: World, arguments: Any) -> int:
     configuration = load_configuration(world, arguments)
     records = metadata_service(world, configuration).read_all()
     record, nodes, now = cluster_record(records), node_records(records), world.utc_text()
-    differ = [sentence for _, other in nodes.values() for sentence in differences(
-        common_settings(configuration), other, "this host")]
+    differ = [sentence for _, other in nodes.values()
+              for sentence in differences_from_here(configuration, other)]
     worst = worst_cases(configuration)
     if arguments.json:
         print(json.dumps(metadata_fields(records, now, differ, worst), indent=2))
@@ -9048,7 +9070,7 @@ def verb_history(world: World, arguments: Any) -> int:
         return 0
     for event in events:
         print_event(event)
-    if not events:
+    if not events and arguments.last != 0:
         print("No event has been written down.")
     return 0
 
@@ -9294,10 +9316,12 @@ STARTING = "starting"
 def judge_node(node: str, beats: Beats, configuration: Any, says: Optional[StatusRecord],
                events: Sequence[HistoryEvent]) -> NodeStatus:
     """A node's line in the table, with what is to be said of it."""
-    name, one = NODE_PREFIX + node, beats.nodes.get(node)
+    name, one, cluster = NODE_PREFIX + node, beats.nodes.get(node), beats.cluster
     role = role_of(node, beats)
     lives = role in ("active", "standby", "stuck")
-    scheduler = scheduler_on(node, beats, configuration, lives)
+    waits = bool(says and cluster and says.sentence.startswith("waiting")
+                 and (says.node, says.term) == (cluster.holder, cluster.term))
+    scheduler = scheduler_on(node, beats, configuration, lives, waits)
     problems = problems_of(node, role, beats)
     remarks = remarks_of(node, beats, configuration, lives and scheduler not in (RUNNING, STOPPED))
     if says and node in says.unanswered:   # where its controller is lost, that is problem enough
@@ -9325,8 +9349,9 @@ def role_of(node: str, beats: Beats) -> str:
     return "standby"
 
 
-def scheduler_on(node: str, beats: Beats, configuration: Any, lives: bool) -> str:
-    """What is known of a node's scheduler: by its own record, else by what the active one saw."""
+def scheduler_on(node: str, beats: Beats, configuration: Any, lives: bool, waits: bool) -> str:
+    """What is known of a node's scheduler: by its own record, else by what the active one saw, as
+    long as it does not say itself that it waits."""
     one, cluster = beats.nodes.get(node), beats.cluster
     if one and lives and one.state != UNKNOWN:
         return one.state
@@ -9334,7 +9359,7 @@ def scheduler_on(node: str, beats: Beats, configuration: Any, lives: bool) -> st
         return STARTING
     turn_s = configuration.poll_frequency + 2 * configuration.query_timeout \
         + configuration.metadata_limit_s
-    if cluster and cluster.active_scheduler_node == node and beats.is_fresh(CLUSTER) \
+    if cluster and cluster.active_scheduler_node == node and beats.is_fresh(CLUSTER) and not waits \
             and cluster.alive_at_s is not None and cluster.clock_s - cluster.alive_at_s <= turn_s:
         return RUNNING
     return UNKNOWN
@@ -9349,8 +9374,9 @@ def running_since(node: str, events: Sequence[HistoryEvent]) -> str:
     for event in reversed(events):
         if event.what == "the scheduler runs on {}".format(node):
             since = event.at
-        elif since and re.match("start|stopp|fenc|the scheduler ", event.what):
-            break
+        elif re.match("start|stopp|fenc|the scheduler " if since
+                      else "starting the scheduler on |the scheduler ", event.what):
+            break   # one that was started since then has not been told of yet
     return since
 
 
@@ -9389,11 +9415,11 @@ def remarks_of(node: str, beats: Beats, configuration: Any, is_unclear: bool) ->
     if record and node in record.possible_nodes and node != record.active_scheduler_node:
         found.append("a scheduler may still be alive or start here: the opposite is not proved yet")
     if one and one.fenced:
-        found.append("fenced itself last at {}".format(one.fenced))
+        found.append("fenced itself last at {}".format(one.fenced.partition(": ")[0]))
     if beats.is_fresh(name) and beats.age_s(name) is not None and not beats.clocks_agree(name):
         found.append("its clock and this host's differ by {}".format(
             span_in_words(abs(beats.age_s(name) or 0))))
-    return found + (differences(common_settings(configuration), one, "this host") if one else [])
+    return found + (differences_from_here(configuration, one) if one else [])
 
 
 def drain_remarks(node: str, records: Mapping[str, Record]) -> List[str]:
@@ -10382,8 +10408,8 @@ def verb_switchover(world: World, arguments: Any) -> int:
 
     Without --to the next node of the list that can take it is chosen. Nothing is stopped before
     that node has answered. It waits, and tells each step with its proof and how long there was no
-    scheduler. Ctrl-C cancels. Exit status: 0 done; 1 failed, cancelled or not done in time; 75
-    refused, nothing was stopped.
+    scheduler. Exit status: 0 done; 1 failed or not done in time; 75 refused, nothing was stopped;
+    130 cancelled by Ctrl-C.
     """
     return steer(world, arguments, lambda steering: switchover(
         steering, arguments.to, arguments.timeout, arguments.json))
