@@ -822,14 +822,16 @@ class World:
         return [process for process in found if process]
 
     def signal_process(self, process: "LocalProcess", number: int) -> bool:
-        """Send a signal, if the process is still the one that was listed; whether it was sent."""
+        """Send a signal, if the process is still the one that was listed; whether it is."""
         try:
             with open("/proc/{}/stat".format(process.pid), "rb") as file:
                 if int(file.read().rpartition(b")")[2].split()[19]) != process.start:
                     return False
             os.kill(process.pid, number)
+        except PermissionError:
+            pass            # it is not ours: the next list shows it
         except (OSError, ValueError, IndexError):
-            return False  # it has just ended, or is not ours: the next list shows it
+            return False    # it has just ended
         return True
 
     # -- the service manager
