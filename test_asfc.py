@@ -900,6 +900,20 @@ class DoorTest(unittest.TestCase):
                 else:
                     self.assertRaises(OSError, asfc.World().processes)
 
+    def test_a_signal_goes_to_the_listed_process_and_to_no_other_of_that_number(self):
+        child = subprocess.Popen(["sleep", "100"])
+        self.addCleanup(child.wait)
+        self.addCleanup(child.kill)
+        listed = asfc.LocalProcess(child.pid, int(process_fields(child.pid)[19]), 1, 1, 0, ())
+        recycled = listed._replace(start=listed.start + 1)
+        self.assertFalse(self.world.signal_process(recycled, signal.SIGKILL))
+        self.assertIsNone(child.poll())
+        with mock.patch.object(os, "kill", side_effect=PermissionError):
+            self.assertTrue(self.world.signal_process(listed, signal.SIGKILL), "it is still there")
+        self.assertTrue(self.world.signal_process(listed, signal.SIGKILL))
+        self.assertEqual(child.wait(), -signal.SIGKILL)
+        self.assertFalse(self.world.signal_process(listed, signal.SIGKILL))
+
     def test_a_command_gets_its_input_and_gives_its_output_and_status(self):
         text = "x" * 300000
         command = asfc.Command(("sh", "-c", "cat; echo oops >&2; exit 3"), 20, stdin=text)
