@@ -13265,6 +13265,8 @@ class AnUpgradeNodeByNode(ClusterTest):
         shown = subprocess.run(
             ["git", "show", cls.BEFORE + ":asfc.py"], cwd=os.path.dirname(__file__) or ".",
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True)
+        if shown.returncode:
+            print("no older commit is here: another number has to do", file=sys.stderr)
         text = read_file(asfc.__file__) if shown.returncode else shown.stdout
         return re.sub("(?m)^__version__ = .*", '__version__ = "1.9.9"', text)
 
@@ -13285,8 +13287,9 @@ class AnUpgradeNodeByNode(ClusterTest):
         return active
 
     def test_restarts_no_scheduler_and_loses_nothing(self):
+        older = self.older_release()
         for host in self.cluster:
-            host.write("asfc.py", self.older_release())
+            host.write("asfc.py", older)
         scheduler = self.start_cluster()
         cluster, before = self.cluster_record(), asfc.history_events(self.records())
         # The active one first, whatever the README advises: so each release follows the other.
@@ -13433,7 +13436,8 @@ class UnderSystemd(ClusterTest):
         for host in (a, b):
             self.install(host)
         a.systemctl("start", "asfc")      # it returns when the controller works
-        self.assertIn("active in term 1", a.shown("asfc", "StatusText") + a.read(self.LOG))
+        self.assertEqual(a.shown("asfc", "ActiveState"), "active")
+        self.wait_for_log(a, "active in term 1")
         b.systemctl("start", "asfc")
         self.cluster.watch.wait_for_one(30, "a")
         self.wait_for_log(a, "this node promises nothing: its unit airflow-scheduler has "
@@ -13480,9 +13484,10 @@ class UnderSystemd(ClusterTest):
 
     def check_the_watchdog(self, host):
         """A controller that stands still is ended by systemd and started again, it alone."""
-        scheduler = self.cluster.watch.alive()[0]
+        scheduler, restarts = self.cluster.watch.alive()[0], int(host.shown("asfc", "NRestarts"))
         host.run(["kill", "-STOP", str(self.main_pid(host, "asfc"))])
-        wait_until(lambda: int(host.shown("asfc", "NRestarts")) > 0, 60, "systemd's restart of it")
+        wait_until(lambda: int(host.shown("asfc", "NRestarts")) > restarts, 60,
+                   "systemd's restart of it")
         wait_until(lambda: host.shown("asfc", "ActiveState") == "active", 60, "it works again")
         self.assert_one_scheduler_since(scheduler)
 
@@ -17987,8 +17992,14 @@ class SideBySide:
         alone, hosts, rest = (
             self.queue([names.index(name) for name in some])
             for some in (self.ALONE, on_hosts, others))
-        self.run([[alone]], result)
-        self.run([[hosts, rest]] + [[rest]] * (self.LANES - 1), result)
+        ended = self.run([[alone]], result)
+        ended += self.run([[hosts, rest]] + [[rest]] * (self.LANES - 1), result)
+        lost = sorted(set(names) - set(ended))
+        if lost:
+            result.errors.append((TestElsewhere("classes of tests that were not run"),
+                                  "\n".join(lost)))
+        if "UnderSystemd" not in names:
+            print("no systemd can be booted here: UnderSystemd was not run", file=sys.stderr)
 
     @staticmethod
     def queue(numbers):
@@ -17999,8 +18010,9 @@ class SideBySide:
         return reader
 
     def run(self, lanes, result):
-        """Run lanes side by side, each with its queues in their order, to the end of all."""
-        running = []
+        """Run lanes side by side, each with its queues in their order, to the end of all; returns
+        the names of the classes that they have done."""
+        running, ended = [], []
         try:
             for queues in lanes:
                 report = tempfile.TemporaryFile("w+")
@@ -18012,7 +18024,8 @@ class SideBySide:
                     + [str(number) for number in numbers],
                     stdin=subprocess.DEVNULL, pass_fds=numbers, start_new_session=True)))
             for report, lane in running:
-                self.add(result, lane.wait(), report)
+                ended += self.add(result, lane.wait(), report)
+            return ended
         finally:
             for _, lane in running:
                 lane.terminate()
@@ -18022,12 +18035,13 @@ class SideBySide:
 
     @staticmethod
     def add(result, status, report):
-        """Add what a lane reports to the result of all."""
+        """Add what a lane reports to the result of all; returns the names of the classes it did."""
         report.seek(0)
-        case = ""
+        case, ended = "", []
         for line in report:
             case, found = json.loads(line)
             if found:
+                ended.append(case)
                 result.testsRun += found.pop("testsRun")
                 for kind, tests in found.items():
                     getattr(result, kind).extend(
@@ -18035,6 +18049,7 @@ class SideBySide:
         if status:
             result.errors.append((TestElsewhere("a lane of the tests"), (
                 "the process ended with status {}, at {}\n".format(status, case or "its start"))))
+        return ended
 
 
 def run_lane(report, *queues):
