@@ -7382,8 +7382,7 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
             ended_s = intent.ended_s or 0.0
             late = ended_s >= configuration.settle_s
             why = "no scheduler appeared within {:.0f} s after its start command ended{}".format(
-                ended_s, " (with -D a stale airflow-scheduler.pid stands in its way)"
-                if starts_daemon(configuration.airflow_scheduler_start_command) else "")
+                ended_s, word_about_daemons(configuration))
         if late:
             actions: Tuple[Any, ...] = (StopScheduler(node, why),)
             if seen.database_was_away(intent.age_s, configuration):
@@ -7395,9 +7394,14 @@ def end_starts_that_failed(seen: Observation, configuration: Any) -> Optional[De
     return None
 
 
-def starts_daemon(command: str) -> bool:
-    """Whether a start command has Airflow itself go into the background."""
-    return bool(re.search(r"\bairflow\s+scheduler\b[^;&|]*\s(-D|--daemon)\b", command))
+def word_about_daemons(configuration: Any) -> str:
+    """Where a start command has Airflow itself go into the background: what ends it without a word.
+
+    1.10 starts nothing beside a pid file that a killed daemon has left, and tells nobody.
+    """
+    is_daemon = re.search(r"\bairflow\s+scheduler\b[^;&|]*\s(-D|--daemon)\b",
+                          configuration.airflow_scheduler_start_command)
+    return " (with -D a stale airflow-scheduler.pid may stand in its way)" if is_daemon else ""
 
 
 def leave_a_silent_node(seen: Observation, configuration: Any) -> Optional[Decision]:
@@ -7496,7 +7500,8 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
         # Refused, or never arrived: every new attempt is numbered anew, so a late one is refused.
         return Decision("the start on {} did not take place".format(attempt.node),
                         healthy=False, attempt_over="refused")
-    why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
+    why = "it died within {:.0f} s of its start{}".format(
+        seen.now - attempt.sent_at, word_about_daemons(configuration))
     report = seen.reports[attempt.node]
     if seen.database_was_away(seen.now - attempt.sent_at, configuration):
         since_s = seen.now - attempt.sent_at + configuration.query_timeout   # counted, then sent
