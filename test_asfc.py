@@ -15404,6 +15404,7 @@ class AirflowBench(FaultBench):
 
     def __init__(self):
         self.judged_from, self._deaths = 0.0, []   # of schedulers before that boot
+        self.logs = []   # of what runs beside the hosts
         super().__init__()
         try:
             self._make_metastore()
@@ -15442,6 +15443,7 @@ class AirflowBench(FaultBench):
             Keeper, "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", command)
         self.cluster.on_close(keeper.end)
         keeper.log = log
+        self.logs.append(log)
         return keeper
 
     def dags(self):
@@ -15526,7 +15528,8 @@ class AirflowBench(FaultBench):
         """As ever, and the DAGs go on under the scheduler that runs now."""
         super().wait_for_calm(timeout_s)
         since = self.cluster.watch.alive()[0].began
-        wait_until(lambda: self.a_run_succeeded(since), timeout_s, "a run of the short DAG")
+        wait_until(lambda: self.a_run_succeeded(since), timeout_s,
+                   lambda: "a run of the short DAG: " + self.unfinished())
         self.wait_for_task()
 
     def a_run_succeeded(self, since):
@@ -15534,6 +15537,14 @@ class AirflowBench(FaultBench):
         done = [one.run for one in self.executions()
                 if one.dag == "short" and one.ended and one.began > since]
         return any("success" in self.rows("state", run, "short") for run in done[:3])
+
+    def unfinished(self):
+        """What Airflow has not brought to an end, and the last words of what runs beside it."""
+        return "\n".join(
+            [self.sql("SELECT * FROM dag_run WHERE state <> 'success';"),
+             self.sql("SELECT dag_id, state, try_number, hostname, queued_dttm, start_date FROM "
+                      "task_instance WHERE state IS NULL OR state <> 'success';")]
+            + [read_file(log)[-1000:] for log in self.logs])
 
     def wait_for_task(self, timeout_s=240):
         """Wait until the long task is under way below the scheduler; returns its Execution."""
