@@ -5840,6 +5840,7 @@ class Lease:
     """
     TRIES = 3        # of a write that lost against a verb's write
     CALM_READS = 4   # so many more looks than failures, before a silent holder is replaced
+    SLACK_S = 2.0    # for the main loop's own work, beside what it waits for
 
     def __init__(self, world: World, configuration: Any, metadata: Any, lock_id: str,
                  own_gate: Callable[[], Optional[Gate]], log: Any) -> None:
@@ -6739,14 +6740,14 @@ METRICS = (
                                ({"": "_count"}, controller.turns)]),
     Metric("asfc_failovers_total", "counter",
            "Times that the scheduler ran on another node than before.",
-           _one(lambda controller: controller.failovers)),
+           _one(lambda controller: controller.announcer.failovers)),
     Metric("asfc_scheduler_restarts_total", "counter",
            "Starts of the scheduler on the node where it ran before.",
-           _one(lambda controller: controller.restarts)),
+           _one(lambda controller: controller.actuator.restarts)),
     Metric("asfc_command_failures_total", "counter",
            "Commands that failed or had no answer, a query of a node being one.",
            _each("command", lambda controller: dict(
-               controller.command_failures, on_event_command=controller.events.failures))),
+               controller.actuator.command_failures, on_event_command=controller.events.failures))),
     Metric("asfc_metadata_failures_total", "counter",
            "Heartbeats and looks at the metadata that failed.",
            _one(lambda controller: controller.lease.failures)),
@@ -6797,7 +6798,7 @@ def status_page(controller: Any, path: str) -> Tuple[int, str, str]:
         ("node", controller.node_name), ("healthy", states["/health"]),
         ("active", states["/active"]), ("term", record and record.term),
         ("active_scheduler_node", record and record.active_scheduler_node),
-        ("sentence", controller.sentence))))
+        ("sentence", controller.announcer.sentence))))
     return 200 if states[path] else 503, "application/json", text + "\n"
 
 
@@ -7829,6 +7830,419 @@ class SignsOfLife:
         return moving and now - last >= limit_s
 
 
+class Announcer:
+    """Tells people what a controller does: by its log, status record, history, events and mails.
+
+    What it keeps for that is of the turns before; nothing is decided by it.
+    """
+
+    def __init__(self, world: World, configuration: Any, lease: Lease, records: NodeRecords,
+                 alerts: Alerts, manager: ServiceManager, log: Any) -> None:
+        self.sentence = self.why = ""        # the last turn's, and the facts behind it
+        self.remark = ""                     # of the last reload, for the status
+        self.last_check = ""                 # the last words of checks and starts, for alerts
+        self.home: Optional[str] = None      # where the scheduler was last known to run well
+        self.without_s: Optional[float] = None   # how long none ran before the one that runs
+        self.failovers = 0
+        self._world = world
+        self._configuration = configuration
+        self._lease = lease
+        self._records = records
+        self._alerts = alerts
+        self._manager = manager
+        self._log = log
+        self._since = ""                     # UTC text: since when that is the sentence
+        self._unanswered: Dict[str, str] = {}   # nodes without a clear answer, and why
+        self._strangers: Set[Tuple[str, int, int]] = set()
+        self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
+        self._runs: Optional[bool] = None    # the scheduler, at the last turn of this reign
+        self._waits = False                  # whether it was waited at the last turn
+        self._failed_rounds, self._alerted = 0, False
+
+    def stand_by(self) -> None:
+        """Another controller is active, or none."""
+        self._failed_rounds, self._runs = 0, None
+
+    def begin(self) -> None:
+        """A reign begins."""
+        record, own = self._lease.record, self._configuration.node_name
+        self._waits = False
+        self.post("active", "active failover node", why=self._lease.reason)
+        self.home = record.active_scheduler_node if record and record.started else None
+        if record and self._lease.succeeded:
+            self._alerts.post("asfc: {} is the active failover node".format(own), self._report(
+                "The controller on {} was lost. The one on {} is active now, in term {}.".format(
+                    self._lease.succeeded, own, record.term)))
+
+    def heard(self, reports: Mapping[str, NodeReport]) -> None:
+        """All nodes were asked."""
+        self.last_check = "\n".join("{}: {}, {}".format(name, report.state, report.reason)
+                                    for name, report in sorted(reports.items()))
+        self._log.debug("asked all nodes: %s", self.last_check.replace("\n", "; "))
+        self._unanswered = {name: report.reason for name, report in reports.items()
+                            if not report.intent and report.state == UNKNOWN}
+        self._warn_of_other_users(reports)
+
+    def _warn_of_other_users(self, reports: Mapping[str, NodeReport]) -> None:
+        """Name each scheduler of another user once: it is neither counted nor stopped."""
+        for node, report in sorted(reports.items()):
+            for process in report.foreign:
+                if (node, process.pid, process.start) not in self._strangers:
+                    self._strangers.add((node, process.pid, process.start))
+                    self._log.warning(
+                        "a scheduler of another user runs on %s (pid %d, uid %d); it is not "
+                        "counted and not stopped, see scheduler_user",
+                        node, process.pid, process.uid)
+
+    def observed(self, seen: Observation) -> None:
+        """What people should know of this observation, whatever is decided by it."""
+        self._note_whether_it_runs(seen)
+        self._tell_of_nodes_that_stay(seen)
+        self._remind(seen)
+
+    def _note_whether_it_runs(self, seen: Observation) -> None:
+        """Keep the time when the scheduler was last seen, and tell of the time without one.
+
+        A new active controller that finds one which nobody has started since it was last seen
+        tells of none. Before it was started on the active scheduler node it may still run on
+        another one.
+        """
+        node = seen.record.active_scheduler_node
+        runs = bool(node and seen.record.started and seen.runs_on(node))
+        elsewhere = not seen.record.started and any(map(seen.runs_on, seen.record.possible_nodes))
+        if runs and node and not self._runs:
+            since, self.without_s = seen.record.alive_at_s, None
+            lived_on = self._runs is None and since is not None \
+                and all(start.at_s < since for start in seen.record.starts)
+            if since is not None and not lived_on:
+                self.without_s = round(seen.record.clock_s - since, 1)
+            self.post("running", "the scheduler runs on {}".format(node),
+                      proof=seen.reports[node].reason, without_scheduler_s=self.without_s)
+        elif self._runs and not runs and not elsewhere:
+            self.post("lost", "the scheduler is not seen to run any more",
+                      why=seen.reason(node) if node else "no node has it")
+        if runs or elsewhere:
+            self._lease.scheduler_runs()
+        self._runs = runs or elsewhere and self._runs
+
+    def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
+        """Alert when a node stays possible for W beside the one that has the scheduler."""
+        running = seen.runs_on(seen.record.active_scheduler_node or "")
+        staying = [node for node in seen.record.possible_nodes[:-1] if running
+                   and not seen.proven_stopped(node)]
+        self._hard_to_remove = {node: self._hard_to_remove.get(node, seen.now) for node in staying}
+        for node, since in self._hard_to_remove.items():
+            if seen.now - since >= silence_s(self._configuration.promise_s):
+                self._hard_to_remove[node] = float("inf")  # told once
+                self._alerts.post("asfc: a scheduler may still run or start on {}".format(node),
+                                  self._report("Nothing proves that none runs on {}.".format(
+                                      seen.reason(node))))
+
+    def _remind(self, seen: Observation) -> None:
+        """Mail of a pause or of drained nodes again and again: they may have been forgotten."""
+        paused, drained = seen.record.paused, seen.orders.drained
+        before_s, now_s = seen.orders.reminded_s, seen.record.clock_s
+        interval_s = self._configuration.reminder_interval
+        if not paused and not drained:
+            reminded_s = None
+        elif before_s is None:
+            reminded_s = now_s
+        elif not interval_s or now_s - before_s < interval_s:
+            return
+        else:
+            reminded_s = now_s
+            words = ["{}. To end that: asfc.py undrain {}".format(one, one.node) for one in drained]
+            if paused:
+                words.insert(0, "asfc is paused, {}. To end that: asfc.py resume".format(paused))
+            self._alerts.post("asfc: a reminder, {}".format(
+                "asfc is paused" if paused else "drained: " + ", ".join(
+                    one.node for one in drained)), self._report("\n".join(words)))
+        if reminded_s != before_s:
+            self._records.change_orders(lambda orders: orders._replace(reminded_s=reminded_s))
+
+    def decided(self, decision: Decision, seen: Observation) -> None:
+        """What a turn has decided, before it is done."""
+        if decision.sentence != self.sentence and self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("observation: %s", seen.to_text())
+        failing = decision.healthy is False
+        self.tell(decision.sentence, logging.WARNING if failing else logging.INFO)
+        self.why = decision.why
+        self._count_round(decision, seen)
+        waits = decision.sentence.startswith("waiting")
+        if waits and not self._waits:
+            self.post("waiting", decision.sentence, decision.why)   # once: its numbers change
+        self._waits = waits
+        if decision.attempt_over == "failed":
+            self.post("start_failed", decision.sentence)
+
+    def _count_round(self, decision: Decision, seen: Observation) -> None:
+        """Alert once after retry_count_before_alerting failed rounds, and once on recovery."""
+        if decision.healthy is None:
+            return
+        if not decision.healthy:
+            self._failed_rounds += 1
+            if self._failed_rounds >= self._configuration.retry_count_before_alerting \
+                    and not self._alerted:
+                self._alerted = True
+                self._alerts.post(self._configuration.alert_email_subject, self._report(
+                    "No scheduler is known to run, after {} rounds.".format(self._failed_rounds)))
+            return
+        node = seen.record.active_scheduler_node
+        self.failovers += self.home not in (None, node)
+        if self._alerted:
+            self._alerts.post("asfc: the scheduler runs again on {}".format(node), self._report(
+                "The scheduler runs again on {}.".format(node)))
+        elif self.home not in (None, node):
+            self._alerts.post("asfc: the scheduler has moved to {}".format(node), self._report(
+                "The scheduler has moved from {} to {}.".format(self.home, node)))
+        self._failed_rounds, self._alerted, self.home = 0, False, node
+
+    def answered(self, verb: str, pair: Pair, report: NodeReport) -> None:
+        """What a node answered to a start or a stop."""
+        words = report.refused or report.done or report.reason
+        level = logging.WARNING if report.refused or not report.answered else logging.INFO
+        self._log.log(level, "%s on %s, move %s: %s", verb, report.node, pair, words)
+        self.last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
+
+    def post(self, kind: str, what: str, why: str = "", proof: str = "",
+             without_scheduler_s: Optional[float] = None) -> None:
+        """Write an event into the history, with the next heartbeat."""
+        record = self._lease.record
+        self._records.post(kind, HistoryEvent(
+            self._world.utc_text(), self._configuration.node_name, record.term if record else 0,
+            record.move if record else 0, what, why, proof, without_scheduler_s))
+
+    def tell(self, sentence: str, level: int = logging.INFO) -> None:
+        """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
+        self._log.log(logging.DEBUG if sentence == self.sentence else level, sentence)
+        if sentence != self.sentence:
+            self._manager.tell("", sentence + self.remark)
+            self.sentence, self._since = sentence, self._world.utc_text()
+        record = self._lease.record
+        self._records.say(StatusRecord.bounded(
+            self._configuration.node_name, record.term, self._since, sentence,
+            self._unanswered) if record and self._lease.active else None)
+
+    def _report(self, headline: str) -> str:
+        """The text of an alert: what an operator needs at 3 a.m."""
+        record, configuration = self._lease.record, self._configuration
+        return "\n".join([
+            headline, "",
+            "What asfc does: " + (self.sentence or "it has just begun"),
+            "Active failover node: {} (term {})".format(
+                configuration.node_name, record.term if record else "?"),
+            "Active scheduler node: {}".format(record.active_scheduler_node if record else None),
+            "Nodes: " + ", ".join(configuration.scheduler_nodes_in_cluster),
+            "Cluster: {}".format(record.cluster if record else "?"),
+            "Log: " + os.path.join(configuration.logging_dir, configuration.logging_file_name), "",
+            "Last answers of the nodes:", self.last_check or "none yet", ""])
+
+
+class Actuator:
+    """Does what was decided, one action after the other, each under a fresh look at the lease."""
+
+    def __init__(self, world: World, configuration: Any, nodes: Any, lease: Lease,
+                 records: NodeRecords, life: SignsOfLife, announcer: Announcer,
+                 sign: Callable[[], HealthSign], log: Any) -> None:
+        self.attempt: Optional[Attempt] = None
+        self.raises = 0                      # of the term, in this reign
+        self.restarts = 0
+        self.command_failures = dict.fromkeys(("query", "start", "stop", "fence_command"), 0)
+        self._world = world
+        self._configuration = configuration
+        self._nodes = nodes
+        self._lease = lease
+        self._records = records
+        self._life = life
+        self._announcer = announcer
+        self._sign = sign                    # of the scheduler's health, at this moment
+        self._log = log
+        self._cleaned: Set[Tuple[str, Pair]] = set()
+        self._back: Set[str] = set()         # nodes that were left too early, to be listed again
+
+    def stand_by(self) -> None:
+        """Another controller is active, or none."""
+        self.attempt, self.raises = None, 0
+
+    def begin(self) -> None:
+        """A reign begins: what was done in an earlier one does not count."""
+        self.attempt, self._cleaned, self._back = None, set(), set()
+
+    def cleaned(self, pair: Pair) -> FrozenSet[str]:
+        """The nodes on which a stop was answered in the move of this pair."""
+        return frozenset(name for name, of in self._cleaned if of == pair)
+
+    def has_appeared(self, node: str, now: float) -> None:
+        """A scheduler runs on the node; it may be the one that was started."""
+        if self.attempt and self.attempt.node == node and self.attempt.seen_at is None:
+            self.attempt = self.attempt._replace(seen_at=now)
+
+    def perform(self, decision: Decision, seen: Observation) -> bool:
+        """Do the actions of a decision on what was seen; whether all could be done."""
+        attempt = self.attempt
+        if not all(self._perform(action, seen) for action in decision.actions):
+            return False
+        if decision.attempt_over and self.attempt is attempt:
+            self.attempt = None
+        return True
+
+    def _perform(self, action: Any, seen: Observation) -> bool:
+        """Do one action if the lease still allows it; whether the next one may follow."""
+        record = self._lease.record
+        stamp = self._lease.stamp(record) if record and record.term == seen.record.term else None
+        if record is None or stamp is None or not self._lease.may_act():
+            self._log.warning("not done, the lease is not mine any more, or not confirmed: %s",
+                              action)
+            return False
+        if isinstance(action, CloseWish):
+            return self._close_wish(action.wish)
+        if record.paused:
+            return False
+        if isinstance(action, ChangeRecord):
+            return self._change_record(action, seen)
+        if isinstance(action, RaiseTerm):
+            return self._raise_term(action)
+        if isinstance(action, FenceNode):
+            return self._fence_node(action, record)
+        if isinstance(action, StartScheduler):
+            return record.possible_nodes == (action.node,) and self._start(action, stamp)
+        return self._stop(action, stamp)
+
+    def _close_wish(self, wish: Wish) -> bool:
+        """Its outcome is written with the next heartbeat, and that is due now."""
+        if wish.outcome == DONE:
+            wish = wish._replace(without_scheduler_s=self._announcer.without_s)
+        self._records.change_orders(lambda orders: orders.closed(wish))
+        self._announcer.post("wish", "{} is {}".format(wish, wish.outcome), why=wish.why)
+        self._world.wake("heartbeat")
+        return True
+
+    def _raise_term(self, action: RaiseTerm) -> bool:
+        try:
+            self.attempt, self._cleaned = None, set()
+            won = self._lease.raise_term(action.above)
+        except MetadataError as error:
+            self._log.warning("the term could not be raised: %s", error)
+            return False
+        self.raises += int(won)
+        if won:
+            self._announcer.post("restored", "the metadata was restored: the term was raised",
+                                 why="a pair above {} was known".format(action.above))
+        return won
+
+    def _fence_node(self, action: FenceNode, record: ClusterRecord) -> bool:
+        """Run fence_command; its success is written down, for it holds until the node is seen."""
+        configuration, node = self._configuration, action.node
+        self._lease.expect_work(configuration.fence_timeout + self._lease.SLACK_S)
+        result = self._world.run([Command(
+            ("sh", "-c", 'eval "$ASFC_FENCE_COMMAND"'), configuration.fence_timeout,
+            environment={"ASFC_NODE": node, "ASFC_CLUSTER": record.cluster,
+                         "ASFC_TERM": str(record.term),
+                         "ASFC_FENCE_COMMAND": configuration.fence_command})])[0]
+        if result.failure():
+            self._life.fence_failed(node)
+            self.command_failures["fence_command"] += 1
+            failed = "fence_command for {} failed".format(node)
+            self._announcer.tell("{}, so nothing is known of it: {}".format(
+                failed, result.failure()), logging.ERROR)
+            self._announcer.post("fence_failed", failed, why=action.why)
+            return True
+        version = self._life.facts(node, record.pair).version
+        vouch = Vouch(node, version, "fence_command on {} has switched it off, term {}".format(
+            configuration.node_name, record.pair))
+        self._announcer.post("fenced", "fenced {} by fence_command".format(node), why=action.why)
+        try:
+            return self._lease.update(lambda now: now._replace(vouched=tuple(
+                one for one in now.vouched if one.node != node) + (vouch,)))
+        except MetadataError as error:
+            self._log.warning("the success of fence_command could not be written: %s", error)
+            return False
+
+    def _change_record(self, action: ChangeRecord, seen: Observation) -> bool:
+        before = seen.record
+
+        def change(record: ClusterRecord) -> Optional[ClusterRecord]:
+            if record.paused or (record.pair, record.possible_nodes, record.vouched) != (
+                    before.pair, before.possible_nodes, before.vouched):
+                return None  # decided on another record: look again
+            return record._replace(move=record.move + int(action.new_move), **action.fields)
+        try:
+            won = self._lease.update(change)
+        except MetadataError as error:
+            self._log.warning("the cluster record could not be written, nothing is done: %s", error)
+            return False
+        kept = set(action.fields.get("possible_nodes", before.possible_nodes))
+        if won and (kept != set(before.possible_nodes) or action.new_move) \
+                and not self._announcer.sentence.startswith("starting"):   # the start tells of it
+            self._announcer.post("nodes", self._announcer.sentence, why=self._announcer.why)
+        return won and not self._has_come_back(set(before.possible_nodes) - kept, seen)
+
+    def _has_come_back(self, left: Set[str], seen: Observation) -> bool:
+        """Whether a node that was left for its silence has written its record meanwhile.
+
+        That controller, just thawed, read before this write that its node is possible, so its
+        scheduler lives. One of the two sees the other's write, for each reads after its own.
+        """
+        views = self._records.views
+        self._back = {node for node in left if node in views
+                      and views[node].version != seen.facts[node].version
+                      and not self._said_stopped(seen.reports.get(node))}
+        if not self._back:
+            return False
+        self.list_again()
+        return True
+
+    def list_again(self) -> bool:
+        """Make possible again what has come back; whether nothing is left to be done."""
+        back = tuple(sorted(self._back))
+        if not back:
+            return True
+        self._log.warning("%s has come back at the last moment: it is a possible node again",
+                          ", ".join(back))
+        try:
+            if self._lease.update(lambda record: record._replace(
+                    move=record.move + 1, possible_nodes=back + tuple(
+                        node for node in record.possible_nodes if node not in back))):
+                self._back = set()
+        except MetadataError as error:
+            self._log.warning("that could not be written: %s", error)
+        return not self._back
+
+    @staticmethod
+    def _said_stopped(report: Optional[NodeReport]) -> bool:
+        return bool(report and report.answered and report.state == STOPPED)
+
+    def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
+        sign = self._sign()
+        self.attempt = Attempt(action.node, stamp.pair, self._world.now(), sign.heartbeat,
+                               source=sign.source)
+        self._lease.expect_work(self._configuration.scheduler_start_timeout
+                                + self._configuration.query_timeout + self._lease.SLACK_S)
+        self._announcer.post("start", "starting the scheduler on " + action.node, action.why,
+                             action.proof)
+        self.restarts += action.node == self._announcer.home
+        report = self._nodes.start(action.node, stamp)
+        if report.refused:
+            self.attempt = self.attempt._replace(refused=True)
+        self._answered("start", stamp.pair, report)
+        return True
+
+    def _stop(self, action: StopScheduler, stamp: Stamp) -> bool:
+        self._lease.expect_work(self._configuration.stop_timeout_s
+                                + self._configuration.query_timeout + self._lease.SLACK_S)
+        report = self._nodes.stop(action.node, stamp, action.keep)
+        if report.answered:  # else its remnants, if there are any, have to be tried again
+            self._cleaned.add((action.node, stamp.pair))
+        self._announcer.post("stop", "stopped the scheduler on " + action.node, why=action.why,
+                             proof=report.done or report.reason)
+        self._answered("stop", stamp.pair, report)
+        return report.answered
+
+    def _answered(self, verb: str, pair: Pair, report: NodeReport) -> None:
+        self.command_failures[verb] += not report.answered
+        self._announcer.answered(verb, pair, report)
+
+
 class FailoverController:
     """One node's controller. Each turn observes, decides, acts and records, in this order.
 
@@ -7837,7 +8251,6 @@ class FailoverController:
     the seconds after which it wants to be called next.
     """
     MOST_TURNS_AT_ONCE = 20   # turns without a wait between them; more would be a circle
-    SLACK_S = 2.0             # for the turn's own work, beside what it waits for
 
     def __init__(self, world: World, configuration: Any, metadata: Any, nodes: Any, lock_id: str,
                  own_gate: Callable[[], Optional[Gate]], log: Any, no_promise: str = "",
@@ -7857,9 +8270,10 @@ class FailoverController:
         self.records.tell = self.events.post
         self.status = StatusServer(world, configuration,
                                    lambda path: status_page(self, path), log)
+        self.announcer = Announcer(world, configuration, self.lease, self.records, self.alerts,
+                                   self.manager, log)
         self.node_name: str = configuration.node_name
-        self.turns, self.turns_took_s, self.failovers, self.restarts = 0, 0.0, 0, 0
-        self.command_failures = dict.fromkeys(("query", "start", "stop", "fence_command"), 0)
+        self.turns, self.turns_took_s = 0, 0.0
         self.configuration_is_broken = False
         self.fatal: Optional[AsfcError] = None
         self._world = world
@@ -7867,29 +8281,13 @@ class FailoverController:
         self._nodes = nodes
         self._log = log
         self._stop_asked, self._reload_asked = "", False
-        self._remark = ""                    # of the last reload, for the status
-        self.sentence = ""                   # of the last turn that had something new to say
-        self._since = self._why = ""         # of that sentence: UTC text, the facts behind it
-        self._unanswered: Dict[str, str] = {}   # nodes without a clear answer, and why
+        self._was_active = False
         self._turns_at_once = 0
-        self._attempt: Optional[Attempt] = None
         self._main: Tuple[str, int, int, float] = ("", 0, 0, 0.0)   # node, pid, start, first seen
-        self._cleaned: Set[Tuple[str, Pair]] = set()
-        self._strangers: Set[Tuple[str, int, int]] = set()
-        self._was_active = self._alerted = False
-        self._home: Optional[str] = None     # where the scheduler was last known to run well
-        self._failed_rounds = 0
-        self._last_check = ""                # the last words of checks and starts, for alerts
         self._life = SignsOfLife(
             world, configuration, nodes, self.lease, self.records, self.jobs)
-        self._raises = 0                     # of the term, in this reign
-        self._reports: Dict[str, NodeReport] = {}      # as of the last observation
-        self._versions: Dict[str, Optional[int]] = {}  # of the nodes' records, likewise
-        self._runs: Optional[bool] = None    # the scheduler, at the last turn of this reign
-        self._waits = False                  # whether it was waited at the last turn
-        self._hard_to_remove: Dict[str, float] = {}   # possible nodes, and since when they wait
-        self._back: Set[str] = set()         # nodes that were left too early, to be listed again
-        self._without_s: Optional[float] = None   # how long none ran before the one that runs
+        self.actuator = Actuator(world, configuration, nodes, self.lease, self.records, self._life,
+                                 self.announcer, self._sign, log)
 
     def run(self) -> None:
         """Run until a signal asks to stop. Raises RefusedError when the old controller runs."""
@@ -7964,19 +8362,19 @@ class FailoverController:
         if again_s > 0:
             self._turns_at_once = 0
         again_s = max(0.0, again_s)
-        self.lease.expect_work(again_s + self.SLACK_S)
+        self.lease.expect_work(again_s + self.lease.SLACK_S)
         self.manager.finished("turn")
         return again_s
 
     def _reload(self) -> None:
         """Read the configuration again; one that can't be used changes nothing."""
         self.manager.reloading()
-        self.lease.expect_work(3 * COMMAND_LIMIT_S + self.SLACK_S)   # Airflow's *_cmd keys
+        self.lease.expect_work(3 * COMMAND_LIMIT_S + self.lease.SLACK_S)   # Airflow's *_cmd keys
         try:
             changed, waiting, lines = self._configuration.reload()
         except ConfigurationError as error:
             self._log.error("the new configuration can't be used, the old one is kept: %s", error)
-            self._remark = "; the new configuration can't be used: {}".format(error)
+            self.announcer.remark = "; the new configuration can't be used: {}".format(error)
             self.configuration_is_broken = True
         else:
             self.configuration_is_broken = False
@@ -7984,13 +8382,13 @@ class FailoverController:
                            ", ".join(name for name in changed if name not in waiting) or "nothing")
             for line in lines:
                 self._log.warning(line)
-            self._remark = ""
+            self.announcer.remark = ""
             if waiting:
-                self._remark = "; restart asfc for: {}".format(", ".join(waiting))
+                self.announcer.remark = "; restart asfc for: {}".format(", ".join(waiting))
                 self._log.warning("these keys keep their old values; restart asfc for: %s",
                                   ", ".join(waiting))
             self._log.setLevel(self._configuration.logging_level)
-        self.manager.tell("READY=1", self.sentence + self._remark)
+        self.manager.tell("READY=1", self.announcer.sentence + self.announcer.remark)
         for loop in ("heartbeat", "health", "watch", "status"):   # their pauses may be shorter now
             self._world.wake(loop)
 
@@ -8001,8 +8399,8 @@ class FailoverController:
         self.events.ended = self.status.ended = True
         self.lease.expect_work(float("inf"))   # the main loop has ended, in order
         if self.lease.active:
-            self._post("released", "gives the lease up",
-                       why="its controller is stopped: " + self._stop_asked)
+            self.announcer.post("released", "gives the lease up",
+                                why="its controller is stopped: " + self._stop_asked)
         self.lease.leave()
         for loop in ("health", "jobs", "alerts", "watch", "events", "status"):
             self._world.wake(loop)
@@ -8018,25 +8416,28 @@ class FailoverController:
         return again_s
 
     def _turn_on_standby(self) -> Optional[float]:
-        self._was_active, self._attempt, self._failed_rounds = False, None, 0
-        self._runs, self._raises = None, 0
+        self._was_active = False
+        self.actuator.stand_by()
+        self.announcer.stand_by()
         record = self.lease.record
         if record is None:
-            self._tell("standby: the metadata is not known yet")
+            self.announcer.tell("standby: the metadata is not known yet")
         elif record.instance == self.lease.instance:
             return None  # a claim of mine is just being confirmed
         elif not record.holder:
-            self._tell("standby: nobody is active yet")
+            self.announcer.tell("standby: nobody is active yet")
         else:
-            self._tell("standby: {} is active in term {}".format(record.holder, record.term))
+            self.announcer.tell("standby: {} is active in term {}".format(
+                record.holder, record.term))
         return None
 
     def _turn_of_the_active(self) -> Optional[float]:
-        self._welcome()
+        if not self._was_active:
+            self._begin()
         if not self.lease.may_act():
-            self._tell("waiting: my heartbeat is not confirmed, so I do nothing")
+            self.announcer.tell("waiting: my heartbeat is not confirmed, so I do nothing")
             return self._configuration.retry_interval_s
-        if not self._list_again():
+        if not self.actuator.list_again():
             return self._configuration.retry_interval_s
         seen = self._observe()
         if not self.lease.may_act() or seen is None:
@@ -8044,46 +8445,19 @@ class FailoverController:
         if self._life.is_cut_off():
             self._stand_back()
             return None
-        self._note_whether_it_runs(seen)
-        self._tell_of_nodes_that_stay(seen)
-        self._remind(seen)
+        self.announcer.observed(seen)
         decision = decide(seen, self._configuration)
-        if decision.sentence != self.sentence and self._log.isEnabledFor(logging.DEBUG):
-            self._log.debug("observation: %s", seen.to_text())
-        failing = decision.healthy is False
-        self._tell(decision.sentence, logging.WARNING if failing else logging.INFO)
-        self._why = decision.why
-        self._count_round(decision, seen)
-        waits = decision.sentence.startswith("waiting")
-        if waits and not self._waits:
-            self._post("waiting", decision.sentence, decision.why)   # once: its numbers change
-        self._waits = waits
-        if decision.attempt_over == "failed":
-            self._post("start_failed", decision.sentence)
-        attempt = self._attempt
-        for action in decision.actions:
-            if not self._perform(action, seen):
-                return self._configuration.retry_interval_s
-        if decision.attempt_over and self._attempt is attempt:
-            self._attempt = None
+        self.announcer.decided(decision, seen)
+        if not self.actuator.perform(decision, seen):
+            return self._configuration.retry_interval_s
         return decision.again_s
 
-    def _welcome(self) -> None:
+    def _begin(self) -> None:
         """The first turn of a reign."""
-        if self._was_active:
-            return
-        record = self.lease.record
-        self._was_active, self._attempt, self._cleaned, self._back = True, None, set(), set()
-        self._waits = False
+        self._was_active = True
+        self.actuator.begin()
         self._life.begin()
-        self._post("active", "active failover node", why=self.lease.reason)
-        self._home = record.active_scheduler_node if record and record.started else None
-        if record and self.lease.succeeded:
-            self.alerts.post(
-                "asfc: {} is the active failover node".format(self._configuration.node_name),
-                self._report("The controller on {} was lost. The one on {} is active now, in term "
-                             "{}.".format(self.lease.succeeded, self._configuration.node_name,
-                                          record.term)))
+        self.announcer.begin()
 
     def _observe(self) -> Optional[Observation]:
         """Ask all nodes at the same time; None when the lease was lost meanwhile."""
@@ -8092,27 +8466,19 @@ class FailoverController:
         if record is None or stamp is None:
             return None
         names = sorted(set(configuration.scheduler_nodes_in_cluster) | set(record.possible_nodes))
-        self.lease.expect_work(configuration.query_timeout + self.SLACK_S)
+        self.lease.expect_work(configuration.query_timeout + self.lease.SLACK_S)
         reports = self._nodes.query(names, stamp)
-        self.command_failures["query"] += sum(not one.answered for one in reports.values())
-        self._last_check = "\n".join("{}: {}, {}".format(name, reports[name].state,
-                                                         reports[name].reason) for name in names)
-        self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
-        self._warn_of_other_users(reports)
-        self._unanswered = {name: reports[name].reason for name in names if not reports[name].intent
-                            and reports[name].state == UNKNOWN}
+        self.actuator.command_failures["query"] += sum(
+            not one.answered for one in reports.values())
+        self.announcer.heard(reports)
         known = {name: self._life.best_report(reports[name], stamp) for name in names}
-        self._reports = known
         now, node = self._world.now(), record.active_scheduler_node
         alive_s = self._follow_process(now, node, known.get(node or ""))
-        facts = {name: self._life.facts(name, stamp.pair) for name in names}
-        self._versions = {name: fact.version for name, fact in facts.items()}
         return Observation(
             now, record._replace(clock_s=self.lease.clock_s()), self.lease.instance, known,
-            self._attempt, self._sign(), alive_s,
-            frozenset(name for name, pair in self._cleaned if pair == record.pair), facts,
-            self.lease.fell_back, self._raises, self._database_away_s(now),
-            self.records.orders)
+            self.actuator.attempt, self._sign(), alive_s, self.actuator.cleaned(record.pair),
+            {name: self._life.facts(name, stamp.pair) for name in names}, self.lease.fell_back,
+            self.actuator.raises, self._database_away_s(now), self.records.orders)
 
     def _database_away_s(self, now: float) -> Optional[float]:
         failed_at = [self.jobs.failed_at]
@@ -8123,85 +8489,15 @@ class FailoverController:
     def _stand_back(self) -> None:
         """No node answers, not even the own one, and the others live: leave the lease to them."""
         stand_back_s = 2 * self._configuration.heartbeat_timeout
-        self._tell("no node answers me, while the others' records move: I give the lease up and "
-                   "stand back for {:.0f} s".format(stand_back_s), logging.ERROR)
-        self._post("gave_up", "gave the lease up",
-                   why="no node answers, while the others' records move")
+        self.announcer.tell(
+            "no node answers me, while the others' records move: I give the lease up and stand "
+            "back for {:.0f} s".format(stand_back_s), logging.ERROR)
+        self.announcer.post("gave_up", "gave the lease up",
+                            why="no node answers, while the others' records move")
         self.lease.release(stand_back_s)
-
-    def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
-        """Alert when a node stays possible for W beside the one that has the scheduler."""
-        running = seen.runs_on(seen.record.active_scheduler_node or "")
-        staying = [node for node in seen.record.possible_nodes[:-1] if running
-                   and not seen.proven_stopped(node)]
-        self._hard_to_remove = {node: self._hard_to_remove.get(node, seen.now) for node in staying}
-        for node, since in self._hard_to_remove.items():
-            if seen.now - since >= silence_s(self._configuration.promise_s):
-                self._hard_to_remove[node] = float("inf")  # told once
-                self.alerts.post("asfc: a scheduler may still run or start on {}".format(node),
-                                 self._report("Nothing proves that none runs on {}.".format(
-                                     seen.reason(node))))
-
-    def _remind(self, seen: Observation) -> None:
-        """Mail of a pause or of drained nodes again and again: they may have been forgotten."""
-        paused, drained = seen.record.paused, seen.orders.drained
-        before_s, now_s = seen.orders.reminded_s, seen.record.clock_s
-        interval_s = self._configuration.reminder_interval
-        if not paused and not drained:
-            reminded_s = None
-        elif before_s is None:
-            reminded_s = now_s
-        elif not interval_s or now_s - before_s < interval_s:
-            return
-        else:
-            reminded_s = now_s
-            words = ["{}. To end that: asfc.py undrain {}".format(one, one.node) for one in drained]
-            if paused:
-                words.insert(0, "asfc is paused, {}. To end that: asfc.py resume".format(paused))
-            self.alerts.post("asfc: a reminder, {}".format(
-                "asfc is paused" if paused else "drained: " + ", ".join(
-                    one.node for one in drained)), self._report("\n".join(words)))
-        if reminded_s != before_s:
-            self.records.change_orders(lambda orders: orders._replace(reminded_s=reminded_s))
-
-    def _note_whether_it_runs(self, seen: Observation) -> None:
-        """Keep the time when the scheduler was last seen, and tell of the time without one.
-
-        A new active controller that finds one which nobody has started since it was last seen
-        tells of none. Before it was started on the active scheduler node it may still run on
-        another one.
-        """
-        node = seen.record.active_scheduler_node
-        runs = bool(node and seen.record.started and seen.runs_on(node))
-        elsewhere = not seen.record.started and any(map(seen.runs_on, seen.record.possible_nodes))
-        if runs and node and not self._runs:
-            since, self._without_s = seen.record.alive_at_s, None
-            lived_on = self._runs is None and since is not None \
-                and all(start.at_s < since for start in seen.record.starts)
-            if since is not None and not lived_on:
-                self._without_s = round(seen.record.clock_s - since, 1)
-            self._post("running", "the scheduler runs on {}".format(node),
-                       proof=seen.reports[node].reason, without_scheduler_s=self._without_s)
-        elif self._runs and not runs and not elsewhere:
-            self._post("lost", "the scheduler is not seen to run any more",
-                       why=seen.reason(node) if node else "no node has it")
-        if runs or elsewhere:
-            self.lease.scheduler_runs()
-        self._runs = runs or elsewhere and self._runs
 
     def _sign(self) -> HealthSign:
         return best_sign(self.jobs.sign(), self.health.sign())
-
-    def _warn_of_other_users(self, reports: Mapping[str, NodeReport]) -> None:
-        """Name each scheduler of another user once: it is neither counted nor stopped."""
-        for node, report in sorted(reports.items()):
-            for process in report.foreign:
-                if (node, process.pid, process.start) not in self._strangers:
-                    self._strangers.add((node, process.pid, process.start))
-                    self._log.warning(
-                        "a scheduler of another user runs on %s (pid %d, uid %d); it is not "
-                        "counted and not stopped, see scheduler_user",
-                        node, process.pid, process.uid)
 
     def _follow_process(self, now: float, node: Optional[str],
                         report: Optional[NodeReport]) -> float:
@@ -8211,168 +8507,10 @@ class FailoverController:
         pid, start = report.mains[0][:2] if report.mains else (0, 0)
         if self._main[:3] != (node, pid, start):
             self._main = (node, pid, start, now)
-        if self._attempt and self._attempt.node == node and self._attempt.seen_at is None:
-            self._attempt = self._attempt._replace(seen_at=now)
+        self.actuator.has_appeared(node, now)
         return now - self._main[3]
 
-    # -- acting
-
-    def _perform(self, action: Any, seen: Observation) -> bool:
-        """Do one action if the lease still allows it; whether the next one may follow."""
-        record = self.lease.record
-        stamp = self.lease.stamp(record) if record and record.term == seen.record.term else None
-        if record is None or stamp is None or not self.lease.may_act():
-            self._log.warning("not done, the lease is not mine any more, or not confirmed: %s",
-                              action)
-            return False
-        if isinstance(action, CloseWish):
-            return self._close_wish(action.wish)
-        if record.paused:
-            return False
-        if isinstance(action, ChangeRecord):
-            return self._change_record(action, seen.record)
-        if isinstance(action, RaiseTerm):
-            return self._raise_term(action)
-        if isinstance(action, FenceNode):
-            return self._fence_node(action, record)
-        if isinstance(action, StartScheduler):
-            return record.possible_nodes == (action.node,) and self._start(action, stamp)
-        return self._stop(action, stamp)
-
-    def _close_wish(self, wish: Wish) -> bool:
-        """Its outcome is written with the next heartbeat, and that is due now."""
-        if wish.outcome == DONE:
-            wish = wish._replace(without_scheduler_s=self._without_s)
-        self.records.change_orders(lambda orders: orders.closed(wish))
-        self._post("wish", "{} is {}".format(wish, wish.outcome), why=wish.why)
-        self._world.wake("heartbeat")
-        return True
-
-    def _raise_term(self, action: RaiseTerm) -> bool:
-        try:
-            self._attempt, self._cleaned = None, set()
-            won = self.lease.raise_term(action.above)
-        except MetadataError as error:
-            self._log.warning("the term could not be raised: %s", error)
-            return False
-        self._raises += int(won)
-        if won:
-            self._post("restored", "the metadata was restored: the term was raised",
-                       why="a pair above {} was known".format(action.above))
-        return won
-
-    def _fence_node(self, action: FenceNode, record: ClusterRecord) -> bool:
-        """Run fence_command; its success is written down, for it holds until the node is seen."""
-        configuration, node = self._configuration, action.node
-        self.lease.expect_work(configuration.fence_timeout + self.SLACK_S)
-        result = self._world.run([Command(
-            ("sh", "-c", 'eval "$ASFC_FENCE_COMMAND"'), configuration.fence_timeout,
-            environment={"ASFC_NODE": node, "ASFC_CLUSTER": record.cluster,
-                         "ASFC_TERM": str(record.term),
-                         "ASFC_FENCE_COMMAND": configuration.fence_command})])[0]
-        if result.failure():
-            self._life.fence_failed(node)
-            self.command_failures["fence_command"] += 1
-            self._tell("fence_command for {} failed, so nothing is known of it: {}".format(
-                node, result.failure()), logging.ERROR)
-            self._post("fence_failed", "fence_command for {} failed".format(node), why=action.why)
-            return True
-        version = self._life.facts(node, record.pair).version
-        vouch = Vouch(node, version, "fence_command on {} has switched it off, term {}".format(
-            configuration.node_name, record.pair))
-        self._post("fenced", "fenced {} by fence_command".format(node), why=action.why)
-        try:
-            return self.lease.update(lambda now: now._replace(vouched=tuple(
-                one for one in now.vouched if one.node != node) + (vouch,)))
-        except MetadataError as error:
-            self._log.warning("the success of fence_command could not be written: %s", error)
-            return False
-
-    def _change_record(self, action: ChangeRecord, seen: ClusterRecord) -> bool:
-        def change(record: ClusterRecord) -> Optional[ClusterRecord]:
-            if record.paused or (record.pair, record.possible_nodes, record.vouched) != (
-                    seen.pair, seen.possible_nodes, seen.vouched):
-                return None  # decided on another record: look again
-            return record._replace(move=record.move + int(action.new_move), **action.fields)
-        try:
-            won = self.lease.update(change)
-        except MetadataError as error:
-            self._log.warning("the cluster record could not be written, nothing is done: %s", error)
-            return False
-        kept = set(action.fields.get("possible_nodes", seen.possible_nodes))
-        if won and (kept != set(seen.possible_nodes) or action.new_move) \
-                and not self.sentence.startswith("starting"):   # the start itself tells of that
-            self._post("nodes", self.sentence, why=self._why)
-        return won and not self._has_come_back(set(seen.possible_nodes) - kept)
-
-    def _has_come_back(self, left: Set[str]) -> bool:
-        """Whether a node that was left for its silence has written its record meanwhile.
-
-        That controller, just thawed, read before this write that its node is possible, so its
-        scheduler lives. One of the two sees the other's write, for each reads after its own.
-        """
-        views = self.records.views
-        self._back = {node for node in left if node in views
-                      and views[node].version != self._versions.get(node)
-                      and not self._said_stopped(node)}
-        if not self._back:
-            return False
-        self._list_again()
-        return True
-
-    def _list_again(self) -> bool:
-        """Make possible again what has come back; whether nothing is left to be done."""
-        back = tuple(sorted(self._back))
-        if not back:
-            return True
-        self._log.warning("%s has come back at the last moment: it is a possible node again",
-                          ", ".join(back))
-        try:
-            if self.lease.update(lambda record: record._replace(
-                    move=record.move + 1, possible_nodes=back + tuple(
-                        node for node in record.possible_nodes if node not in back))):
-                self._back = set()
-        except MetadataError as error:
-            self._log.warning("that could not be written: %s", error)
-        return not self._back
-
-    def _said_stopped(self, node: str) -> bool:
-        report = self._reports.get(node)
-        return bool(report and report.answered and report.state == STOPPED)
-
-    def _start(self, action: StartScheduler, stamp: Stamp) -> bool:
-        sign = self._sign()
-        self._attempt = Attempt(action.node, stamp.pair, self._world.now(), sign.heartbeat,
-                                source=sign.source)
-        self.lease.expect_work(self._configuration.scheduler_start_timeout
-                               + self._configuration.query_timeout + self.SLACK_S)
-        self._post("start", "starting the scheduler on " + action.node, action.why, action.proof)
-        self.restarts += action.node == self._home
-        report = self._nodes.start(action.node, stamp)
-        if report.refused:
-            self._attempt = self._attempt._replace(refused=True)
-        self._tell_answer("start", stamp.pair, report)
-        return True
-
-    def _stop(self, action: StopScheduler, stamp: Stamp) -> bool:
-        self.lease.expect_work(self._configuration.stop_timeout_s
-                               + self._configuration.query_timeout + self.SLACK_S)
-        report = self._nodes.stop(action.node, stamp, action.keep)
-        if report.answered:  # else its remnants, if there are any, have to be tried again
-            self._cleaned.add((action.node, stamp.pair))
-        self._post("stop", "stopped the scheduler on " + action.node, why=action.why,
-                   proof=report.done or report.reason)
-        self._tell_answer("stop", stamp.pair, report)
-        return report.answered
-
-    def _tell_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
-        words = report.refused or report.done or report.reason
-        self.command_failures[verb] += not report.answered
-        level = logging.WARNING if report.refused or not report.answered else logging.INFO
-        self._log.log(level, "%s on %s, move %s: %s", verb, report.node, pair, words)
-        self._last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
-
-    # -- telling people
+    # -- for the status over HTTP
 
     def is_healthy(self) -> bool:
         """Whether this controller works: its main loop goes on, and the metadata answers."""
@@ -8381,61 +8519,6 @@ class FailoverController:
     def scheduler_runs(self) -> Dict[str, bool]:
         """Whether a scheduler runs on each node whose controller has said so lately."""
         return self._life.runs_by_records()
-
-    def _post(self, kind: str, what: str, why: str = "", proof: str = "",
-              without_scheduler_s: Optional[float] = None) -> None:
-        """Write an event into the history, with the next heartbeat."""
-        record = self.lease.record
-        self.records.post(kind, HistoryEvent(
-            self._world.utc_text(), self._configuration.node_name, record.term if record else 0,
-            record.move if record else 0, what, why, proof, without_scheduler_s))
-
-    def _tell(self, sentence: str, level: int = logging.INFO) -> None:
-        """Log a turn's sentence when it has changed; a quiet poll is silent at INFO."""
-        self._log.log(logging.DEBUG if sentence == self.sentence else level, sentence)
-        if sentence != self.sentence:
-            self.manager.tell("", sentence + self._remark)
-            self.sentence, self._since = sentence, self._world.utc_text()
-        record = self.lease.record
-        self.records.say(StatusRecord.bounded(
-            self._configuration.node_name, record.term, self._since, sentence,
-            self._unanswered) if record and self.lease.active else None)
-
-    def _count_round(self, decision: Decision, seen: Observation) -> None:
-        """Alert once after retry_count_before_alerting failed rounds, and once on recovery."""
-        if decision.healthy is None:
-            return
-        if not decision.healthy:
-            self._failed_rounds += 1
-            if self._failed_rounds >= self._configuration.retry_count_before_alerting \
-                    and not self._alerted:
-                self._alerted = True
-                self.alerts.post(self._configuration.alert_email_subject, self._report(
-                    "No scheduler is known to run, after {} rounds.".format(self._failed_rounds)))
-            return
-        node = seen.record.active_scheduler_node
-        self.failovers += self._home not in (None, node)
-        if self._alerted:
-            self.alerts.post("asfc: the scheduler runs again on {}".format(node), self._report(
-                "The scheduler runs again on {}.".format(node)))
-        elif self._home not in (None, node):
-            self.alerts.post("asfc: the scheduler has moved to {}".format(node), self._report(
-                "The scheduler has moved from {} to {}.".format(self._home, node)))
-        self._failed_rounds, self._alerted, self._home = 0, False, node
-
-    def _report(self, headline: str) -> str:
-        """The text of an alert: what an operator needs at 3 a.m."""
-        record, configuration = self.lease.record, self._configuration
-        return "\n".join([
-            headline, "",
-            "What asfc does: " + (self.sentence or "it has just begun"),
-            "Active failover node: {} (term {})".format(
-                configuration.node_name, record.term if record else "?"),
-            "Active scheduler node: {}".format(record.active_scheduler_node if record else None),
-            "Nodes: " + ", ".join(configuration.scheduler_nodes_in_cluster),
-            "Cluster: {}".format(record.cluster if record else "?"),
-            "Log: " + os.path.join(configuration.logging_dir, configuration.logging_file_name), "",
-            "Last answers of the nodes:", self._last_check or "none yet", ""])
 
 
 class DryRun:
@@ -8669,8 +8752,7 @@ class Demo:
         if not self.wait_for("the scheduler runs on a", 15):
             return False
         self.tell("kill -9 of the scheduler on a")
-        os.kill(self.pid_on("a"), signal.SIGKILL)
-        if not self.wait_for("started on a", 15) \
+        if not self.kill_scheduler("a") or not self.wait_for("started on a", 15) \
                 or not self.wait_for("the scheduler runs on a", 15):
             return False
         self.tell("kill -9 of the active controller, on a; the scheduler lives on")
@@ -8695,8 +8777,7 @@ class Demo:
         off = os.path.join(self.directory, "b", "off")
         open(off, "w").close()
         self.controllers["b"].kill()
-        os.kill(self.pid_on("b"), signal.SIGKILL)
-        if not self.wait_for("active in term 3", 20) \
+        if not self.kill_scheduler("b") or not self.wait_for("active in term 3", 20) \
                 or not self.wait_for("starting the scheduler on a", 30) \
                 or not self.wait_for("no action: I am active, the scheduler runs on a", 15):
             return False
@@ -8708,8 +8789,8 @@ class Demo:
     def break_airflow(self) -> bool:
         self.tell("Airflow on a is broken, and its scheduler is killed")
         open(os.path.join(self.directory, "a", "broken"), "w").close()
-        os.kill(self.pid_on("a"), signal.SIGKILL)
-        return self.wait_for("moving the scheduler to b from a", 30) and \
+        return self.kill_scheduler("a") and \
+            self.wait_for("moving the scheduler to b from a", 30) and \
             self.wait_for("no action: I am active, the scheduler runs on b", 15)
 
     def lay_out(self) -> None:
@@ -8791,6 +8872,15 @@ class Demo:
             if living or time.monotonic() >= end:
                 return living[-1] if living else 0
             time.sleep(0.05)
+
+    def kill_scheduler(self, node: str) -> bool:
+        """SIGKILL; whether there was one. (The number 0 would be the demo's own process group.)"""
+        pid = self.pid_on(node)
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            self.tell("no scheduler runs on {}, though one should".format(node))
+        return bool(pid)
 
     def pids(self, node: str) -> List[int]:
         try:

@@ -6261,7 +6261,7 @@ class EventCommandTest(unittest.TestCase):
 
     def test_the_table_of_events_is_what_the_code_tells(self):
         code = read_file(asfc.__file__)
-        used = set(re.findall(r'(?:_post|records\.post|nodes\.post)\("(\w+)"', code))
+        used = set(re.findall(r'(?:_|self\.|announcer\.|records\.|nodes\.)post\("(\w+)"', code))
         used |= set(re.findall(r'note_in_history\(.*?, (?:cluster|record), "(\w+)"', code))
         self.assertEqual(used, set(asfc.EVENTS))
 
@@ -11952,7 +11952,7 @@ PROTECTIONS = (
         (asfc.Lease, "_is_possible_here", lambda _: always(True))),
         DirectedScene(thaw_scene, True), "overlap", overlap_s=5.0),
     Protection("a node that comes back at the last moment is possible again", Switched(
-        (asfc.FailoverController, "_has_come_back", lambda _: always(False))),
+        (asfc.Actuator, "_has_come_back", lambda _: always(False))),
         DirectedScene(come_back_scene), "P2"),
     Protection("a late process has its time to appear", Switched(
         (asfc, "end_starts_that_failed", settled_at_once)),
@@ -15538,6 +15538,16 @@ class AirflowBench(FaultBench):
                 if one.dag == "short" and one.ended and one.began > since]
         return any("success" in self.rows("state", run, "short") for run in done[:3])
 
+    def log_of(self, execution):
+        """What Airflow has written down about that run on its host."""
+        day = re.search(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", execution.run).group(0)
+        told = ""
+        for path in glob.glob(self.cluster[execution.host].path("**", "*.log"), recursive=True):
+            text = "".join(line for line in read_file(path).splitlines(True)
+                           if day in path or day in line)
+            told += "\n{}:\n{}".format(path, text[-4000:]) if text else ""
+        return told
+
     def unfinished(self):
         """What Airflow has not brought to an end, and the last words of what runs beside it."""
         return "\n".join(
@@ -15812,7 +15822,10 @@ class AirflowSoak:
             other, before[one.dag, one.run] = before.get((one.dag, one.run)), one
             if other and not any(other.began < time_s < one.began
                                  for time_s in outages + self.bench.deaths()):
-                problems.append("without need: {} after {}".format(one, other))
+                problems.append("without need: {} after {}, below {}, beside {}{}".format(
+                    one, other, self.bench.cluster.watch.lives,
+                    [fault for fault in self.faults if fault[2] > other.began - 60
+                     and fault[1] < one.began], self.bench.log_of(other)))
         return problems
 
     def lost_runs(self):
@@ -15873,7 +15886,7 @@ class TheUnit(unittest.TestCase):
             self.assertEqual(self.keys[key], value, key)
         # Metadata that is slow at each of the tries of a write, beside what a turn announces.
         self.assertGreater(int(self.keys["WatchdogSec"].rstrip("s")) * 3 / 4,
-                           2 * asfc.Lease.TRIES * 3 + 3 + asfc.FailoverController.SLACK_S)
+                           2 * asfc.Lease.TRIES * 3 + 3 + asfc.Lease.SLACK_S)
         self.assertEqual(str(asfc.ConfigurationError.exit_status), "78")
         # The fence time with the default settings, and the limit of a stop.
         self.assertGreater(int(self.keys["TimeoutStopSec"].rstrip("s")), 29.5 + 60)
@@ -15939,6 +15952,13 @@ class DemoTest(unittest.TestCase):
         self.assertEqual([one.poll() for one in running.decoys], [None, None])
         self.assertEqual(sorted(os.listdir(running.directory)), ["airflow", "schedulers.log"])
         self.assertEqual(processes_with(os.path.join(running.directory, "asfc-demo")), [])
+
+    def test_where_there_is_no_scheduler_to_be_killed_it_does_not_kill_itself(self):
+        done = subprocess.run(
+            [sys.executable, "-c", "import asfc; print(asfc.Demo('no such').kill_scheduler('a'))"],
+            cwd=HERE, stdout=subprocess.PIPE, universal_newlines=True, start_new_session=True)
+        self.assertEqual(done.returncode, 0)
+        self.assertRegex(done.stdout, "no scheduler runs on a, .*\nFalse\n$")
 
 
 ###############################################################################
@@ -17092,7 +17112,7 @@ class DryRunTest(unittest.TestCase):
                 run.turn()
                 cluster.clock.wait(10)
             active = cluster.controllers[cluster.active()[0]]
-            sentences.append((active.sentence, run._told[0]))
+            sentences.append((active.announcer.sentence, run._told[0]))
 
         def play():
             run = self.dry_run(cluster)
