@@ -4307,6 +4307,9 @@ tell_unlocked() {
 }
 
 cd "${HOME:-/}" 2>/dev/null || cd /
+case "$command $status_command" in   # a service has no such variable, nor every login by ssh
+    *systemctl*--user*) export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}";;
+esac
 if command -v setsid >/dev/null 2>&1; then
     process $$
     limit $$ "$p_group" "$time_limit"

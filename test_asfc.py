@@ -5219,6 +5219,20 @@ class StopTests(NodeTestCase):
         self.assertEqual(report.state, asfc.STOPPED)
         self.assertIn("the stop command ended with status 137", report.done)
 
+    def test_a_command_for_a_users_own_manager_finds_it_where_no_login_has_said_so(self):
+        for shell in ("dash", "bash", "busybox"):
+            sandbox = self.sandbox(shell)
+            command = "echo $XDG_RUNTIME_DIR >{}/said; : {}"
+            for words, given, told in (
+                    ("systemctl --user stop x", "", "/run/user/{}".format(os.getuid())),
+                    ("systemctl --user stop x", "/else/where", "/else/where"),
+                    ("systemctl stop x", "", "")):
+                sandbox.world.variables["XDG_RUNTIME_DIR"] = given
+                sandbox.configuration.airflow_scheduler_stop_command = command.format(
+                    sandbox.directory, words)
+                sandbox.nodes.stop("a", stamped(1, 1))
+                self.assertEqual(sandbox.read("said").strip(), told, (shell, words, given))
+
     def test_the_status_command_is_believed_where_the_process_list_agrees(self):
         sandbox = self.sandbox()
         sandbox.started = False
@@ -13369,9 +13383,26 @@ class BootedHost(Host):
             "/etc/systemd/system/" + name], input=text)
         assert done.returncode == 0, done.stderr
 
+    def add_users_unit(self, name, text):
+        """Write a unit of root's own manager, which is started if need be; that reads it."""
+        self.write(".config/systemd/user/" + name, text)
+        if not os.path.exists("/proc/{}/root/run/user/0/systemd/private".format(self.init)):
+            self.write(".config/systemd/user/tests.target", "[Unit]\nDefaultDependencies=no\n")
+            self.add_unit("user@0.service", textwrap.dedent("""\
+                [Service]
+                Type=notify
+                Delegate=yes
+                Environment=XDG_RUNTIME_DIR=/run/user/0 HOME={}
+                ExecStartPre=mkdir -p -m 700 /run/user/0
+                ExecStart=/lib/systemd/systemd --user --unit=tests.target --log-target=null
+                """).format(self.HOME))
+            self.systemctl("start", "user@0")
+        self.systemctl("--user", "daemon-reload")
+
     def systemctl(self, *words):
         """Run systemctl to its end; returns what it said, or fails."""
-        done = self.run(("systemctl",) + words, timeout_s=60)
+        done = self.run(("systemctl",) + words, timeout_s=60,
+                        environment={"XDG_RUNTIME_DIR": "/run/user/0"})
         assert done.returncode == 0, "systemctl {}: {}{}".format(
             " ".join(words), done.stderr, self.run(["systemctl", "status", words[-1]]).stdout)
         return done.stdout
@@ -13385,7 +13416,7 @@ class BootedCluster(Cluster):
 
 
 class UnderSystemd(ClusterTest):
-    """asfc by its unit, as it is shipped, and a scheduler by one like Airflow's own."""
+    """asfc by its unit, as it is shipped, and a scheduler by one like Airflow's own, with sudo."""
     NAMES, CLUSTER = ("a", "b"), BootedCluster
     SCHEDULER = textwrap.dedent("""\
         [Service]
@@ -13400,14 +13431,15 @@ class UnderSystemd(ClusterTest):
     def setUpClass(cls):
         require("root", os.geteuid() == 0)
         require("systemd", os.path.exists("/lib/systemd/systemd"))
+        require("sudo", shutil.which("sudo"))
         super().setUpClass()
 
     def install(self, host):
         """As the README says it for two nodes, but as root, and with its log in a file."""
         self.configure(
             host, scheduler_nodes_in_cluster="a, b",
-            airflow_scheduler_start_command="systemctl restart airflow-scheduler",
-            airflow_scheduler_stop_command="systemctl stop airflow-scheduler")
+            airflow_scheduler_start_command="sudo systemctl restart airflow-scheduler",
+            airflow_scheduler_stop_command="sudo systemctl stop airflow-scheduler")
         unit = read_file(os.path.join(os.path.dirname(os.path.abspath(__file__)), "asfc.service"))
         for old, new in (("User=airflow\nGroup=airflow\n", ""),
                          ("/usr/bin/python3", HOST_PYTHON), ("/opt/asfc", Host.HOME),
@@ -13466,8 +13498,8 @@ class UnderSystemd(ClusterTest):
 
         said = len(b.read(self.LOG))
         self.configure(b, scheduler_nodes_in_cluster="a, b", poll_frequency="3",
-                       airflow_scheduler_start_command="systemctl restart airflow-scheduler",
-                       airflow_scheduler_stop_command="systemctl stop airflow-scheduler")
+                       airflow_scheduler_start_command="sudo systemctl restart airflow-scheduler",
+                       airflow_scheduler_stop_command="sudo systemctl stop airflow-scheduler")
         b.systemctl("reload", "asfc")
         self.wait_for_log(b, "poll_frequency", after=said)
         for host in (a, b):
@@ -13493,7 +13525,56 @@ class UnderSystemd(ClusterTest):
         self.assert_one_scheduler_since(scheduler)
 
 
+class UnderAUsersManager(ClusterTest):
+    """A scheduler in a unit of a user's own manager; no environment says where that is."""
+    NAMES, CLUSTER = ("a", "b"), BootedCluster
+
+    def setUp(self):
+        super().setUp()
+        for host in self.cluster:
+            host.add_users_unit("airflow-scheduler.service", UnderSystemd.SCHEDULER)
+            self.configure(
+                host, scheduler_nodes_in_cluster="a, b",
+                airflow_scheduler_start_command="systemctl --user restart airflow-scheduler",
+                airflow_scheduler_stop_command="systemctl --user stop airflow-scheduler")
+
+    def main_pid(self, host):
+        return int(host.systemctl("--user", "show", "--value", "-p", "MainPID",
+                                  "airflow-scheduler"))
+
+    def test_it_is_started_and_moved_by_it_and_restart_is_noticed(self):
+        a, b = self.cluster
+        self.start_controller("a")
+        self.wait_for_active("a", 15)
+        self.start_controller("b")
+        self.wait_for_words(
+            "a", "its unit airflow-scheduler has Restart=always: systemd brings the scheduler back "
+            "when asfc has ended it. Give it a drop-in with Restart=no (`systemctl --user edit "
+            "airflow-scheduler`)", 30)
+        checked = b.run([HOST_PYTHON, "asfc.py", "check"])
+        self.assertRegex(checked.stdout, "a: +the unit airflow-scheduler has Restart=always")
+        for host in (a, b):
+            host.add_users_unit("airflow-scheduler.service.d/asfc.conf", "[Service]\nRestart=no\n")
+            self.controllers[host.name].send(signal.SIGTERM)
+            self.controllers[host.name].wait(20)
+            self.start_controller(host.name)
+        self.wait_for("the promise of both nodes", lambda: all(
+            record.promise_s for _, record in asfc.node_records(self.records()).values()), 40)
+
+        scheduler, pid = self.cluster.watch.wait_for_one(30, "a"), self.main_pid(a)
+        a.run(["kill", "-KILL", str(pid)])
+        self.cluster.watch.wait_for_one(DEAD_S, "a", scheduler.pid)
+        self.assertNotIn(self.main_pid(a), (0, pid))
+        moved = b.run([HOST_PYTHON, "asfc.py", "switchover", "--to", "b"])
+        self.assertEqual(moved.returncode, 0, moved.stdout + moved.stderr)
+        self.cluster.watch.wait_for_one(5, "b")
+        self.assertEqual(self.main_pid(a), 0)
+        self.assertGreater(self.main_pid(b), 0)
+        self.assert_never_two()
+
+
 if os.geteuid() == 0 and not BootedHost.control_groups():
+    del UnderAUsersManager
     del UnderSystemd    # no systemd can be booted here
 
 
