@@ -4046,6 +4046,12 @@ find_user() {
     [ -z "$user" ] || uid=$(id -u "$user" 2>/dev/null) ||
         unknown "it has no user $user (scheduler_user)"
 }
+# A service has no such variable, nor has every login by ssh.
+find_users_manager() {
+    case "$command $status_command" in
+        *systemctl*" --user "*) export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$own_uid}";;
+    esac
+}
 find_login_shell() {
     login_shell=${SHELL:-}
     case ${login_shell##*/} in ''|nologin|false)
@@ -4307,9 +4313,6 @@ tell_unlocked() {
 }
 
 cd "${HOME:-/}" 2>/dev/null || cd /
-case "$command $status_command" in   # a service has no such variable, nor every login by ssh
-    *systemctl*--user*) export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$(id -u)}";;
-esac
 if command -v setsid >/dev/null 2>&1; then
     process $$
     limit $$ "$p_group" "$time_limit"
@@ -4320,6 +4323,7 @@ read -r boot </proc/sys/kernel/random/boot_id
 find_directory
 tell_directory
 find_user
+find_users_manager
 find_login_shell
 [ "$verb" != look ] || look
 ! lacking || unknown "its PATH has no$lacks (packages: procps, coreutils, util-linux)"
@@ -6961,6 +6965,12 @@ class Observation(NamedTuple):
         facts = self.facts.get(node, NO_FACTS)
         return facts.promise_s is None or facts.record_age_s < facts.promise_s / 2
 
+    def scheduler_runs(self) -> bool:
+        """Whether it runs where it was started; before it was, on any node where it still may."""
+        record = self.record
+        return any(map(self.runs_on, (record.active_scheduler_node or "",) if record.started
+                       else record.possible_nodes))
+
     def runs_on(self, node: str) -> bool:
         report = self.reports.get(node)
         return bool(report and report.state == RUNNING and not report.refused)
@@ -7504,8 +7514,7 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
         # Refused, or never arrived: every new attempt is numbered anew, so a late one is refused.
         return Decision("the start on {} did not take place".format(attempt.node),
                         healthy=False, attempt_over="refused")
-    why = "it died within {:.0f} s of its start{}".format(
-        seen.now - attempt.sent_at, word_about_daemons(configuration))
+    why = "it died within {:.0f} s of its start".format(seen.now - attempt.sent_at)
     report = seen.reports[attempt.node]
     if seen.database_was_away(seen.now - attempt.sent_at, configuration):
         since_s = seen.now - attempt.sent_at + configuration.query_timeout   # counted, then sent
@@ -7515,6 +7524,7 @@ def judge_dead_attempt(seen: Observation, configuration: Any) -> Optional[Decisi
                         "then, so it is not held against the node".format(
                             attempt.node, why, last_words(report)),
                         (ChangeRecord({"starts": starts}),), healthy=False, attempt_over="failed")
+    why += word_about_daemons(configuration)
     return Decision("the start on {} failed: {}{}".format(attempt.node, why, last_words(report)),
                     (ChangeRecord({"failed": mark_failed(seen.record, attempt.node, why)}),), 0.0,
                     healthy=False, attempt_over="failed")
@@ -7836,14 +7846,14 @@ class SignsOfLife:
 class Announcer:
     """Tells people what a controller does: by its log, status record, history, events and mails.
 
-    What it keeps for that is of the turns before; nothing is decided by it.
+    Nothing is decided by it. What a turn has decided is told before it is done, for the event of
+    what was done gives the turn's sentence as its reason.
     """
 
     def __init__(self, world: World, configuration: Any, lease: Lease, records: NodeRecords,
                  alerts: Alerts, manager: ServiceManager, log: Any) -> None:
         self.sentence = self.why = ""        # the last turn's, and the facts behind it
         self.remark = ""                     # of the last reload, for the status
-        self.last_check = ""                 # the last words of checks and starts, for alerts
         self.home: Optional[str] = None      # where the scheduler was last known to run well
         self.without_s: Optional[float] = None   # how long none ran before the one that runs
         self.failovers = 0
@@ -7854,6 +7864,7 @@ class Announcer:
         self._alerts = alerts
         self._manager = manager
         self._log = log
+        self._last_check = ""                # the last words of checks and starts, for alerts
         self._since = ""                     # UTC text: since when that is the sentence
         self._unanswered: Dict[str, str] = {}   # nodes without a clear answer, and why
         self._strangers: Set[Tuple[str, int, int]] = set()
@@ -7879,9 +7890,9 @@ class Announcer:
 
     def heard(self, reports: Mapping[str, NodeReport]) -> None:
         """All nodes were asked."""
-        self.last_check = "\n".join("{}: {}, {}".format(name, report.state, report.reason)
-                                    for name, report in sorted(reports.items()))
-        self._log.debug("asked all nodes: %s", self.last_check.replace("\n", "; "))
+        self._last_check = "\n".join("{}: {}, {}".format(name, report.state, report.reason)
+                                     for name, report in sorted(reports.items()))
+        self._log.debug("asked all nodes: %s", self._last_check.replace("\n", "; "))
         self._unanswered = {name: report.reason for name, report in reports.items()
                             if not report.intent and report.state == UNKNOWN}
         self._warn_of_other_users(reports)
@@ -7904,15 +7915,14 @@ class Announcer:
         self._remind(seen)
 
     def _note_whether_it_runs(self, seen: Observation) -> None:
-        """Keep the time when the scheduler was last seen, and tell of the time without one.
+        """Tell when the scheduler is lost, and that it runs again: after which time without one.
 
         A new active controller that finds one which nobody has started since it was last seen
-        tells of none. Before it was started on the active scheduler node it may still run on
-        another one.
+        tells of none.
         """
         node = seen.record.active_scheduler_node
-        runs = bool(node and seen.record.started and seen.runs_on(node))
-        elsewhere = not seen.record.started and any(map(seen.runs_on, seen.record.possible_nodes))
+        runs = seen.record.started and seen.scheduler_runs()
+        elsewhere = not seen.record.started and seen.scheduler_runs()
         if runs and node and not self._runs:
             since, self.without_s = seen.record.alive_at_s, None
             lived_on = self._runs is None and since is not None \
@@ -7924,8 +7934,6 @@ class Announcer:
         elif self._runs and not runs and not elsewhere:
             self.post("lost", "the scheduler is not seen to run any more",
                       why=seen.reason(node) if node else "no node has it")
-        if runs or elsewhere:
-            self._lease.scheduler_runs()
         self._runs = runs or elsewhere and self._runs
 
     def _tell_of_nodes_that_stay(self, seen: Observation) -> None:
@@ -8000,12 +8008,12 @@ class Announcer:
                 "The scheduler has moved from {} to {}.".format(self.home, node)))
         self._failed_rounds, self._alerted, self.home = 0, False, node
 
-    def answered(self, verb: str, pair: Pair, report: NodeReport) -> None:
+    def tell_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
         """What a node answered to a start or a stop."""
         words = report.refused or report.done or report.reason
         level = logging.WARNING if report.refused or not report.answered else logging.INFO
         self._log.log(level, "%s on %s, move %s: %s", verb, report.node, pair, words)
-        self.last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
+        self._last_check += "\n{} on {}: {}\n{}".format(verb, report.node, words, report.output)
 
     def post(self, kind: str, what: str, why: str = "", proof: str = "",
              without_scheduler_s: Optional[float] = None) -> None:
@@ -8038,7 +8046,7 @@ class Announcer:
             "Nodes: " + ", ".join(configuration.scheduler_nodes_in_cluster),
             "Cluster: {}".format(record.cluster if record else "?"),
             "Log: " + os.path.join(configuration.logging_dir, configuration.logging_file_name), "",
-            "Last answers of the nodes:", self.last_check or "none yet", ""])
+            "Last answers of the nodes:", self._last_check or "none yet", ""])
 
 
 class Actuator:
@@ -8075,13 +8083,13 @@ class Actuator:
         """The nodes on which a stop was answered in the move of this pair."""
         return frozenset(name for name, of in self._cleaned if of == pair)
 
-    def has_appeared(self, node: str, now: float) -> None:
+    def note_appearance(self, node: str, now: float) -> None:
         """A scheduler runs on the node; it may be the one that was started."""
         if self.attempt and self.attempt.node == node and self.attempt.seen_at is None:
             self.attempt = self.attempt._replace(seen_at=now)
 
     def perform(self, decision: Decision, seen: Observation) -> bool:
-        """Do the actions of a decision on what was seen; whether all could be done."""
+        """Do the actions of a decision on what was seen; whether none of them held it up."""
         attempt = self.attempt
         if not all(self._perform(action, seen) for action in decision.actions):
             return False
@@ -8227,7 +8235,7 @@ class Actuator:
         report = self._nodes.start(action.node, stamp)
         if report.refused:
             self.attempt = self.attempt._replace(refused=True)
-        self._answered("start", stamp.pair, report)
+        self._count_answer("start", stamp.pair, report)
         return True
 
     def _stop(self, action: StopScheduler, stamp: Stamp) -> bool:
@@ -8238,12 +8246,12 @@ class Actuator:
             self._cleaned.add((action.node, stamp.pair))
         self._announcer.post("stop", "stopped the scheduler on " + action.node, why=action.why,
                              proof=report.done or report.reason)
-        self._answered("stop", stamp.pair, report)
+        self._count_answer("stop", stamp.pair, report)
         return report.answered
 
-    def _answered(self, verb: str, pair: Pair, report: NodeReport) -> None:
+    def _count_answer(self, verb: str, pair: Pair, report: NodeReport) -> None:
         self.command_failures[verb] += not report.answered
-        self._announcer.answered(verb, pair, report)
+        self._announcer.tell_answer(verb, pair, report)
 
 
 class FailoverController:
@@ -8449,6 +8457,8 @@ class FailoverController:
             self._stand_back()
             return None
         self.announcer.observed(seen)
+        if seen.scheduler_runs():
+            self.lease.scheduler_runs()
         decision = decide(seen, self._configuration)
         self.announcer.decided(decision, seen)
         if not self.actuator.perform(decision, seen):
@@ -8510,7 +8520,7 @@ class FailoverController:
         pid, start = report.mains[0][:2] if report.mains else (0, 0)
         if self._main[:3] != (node, pid, start):
             self._main = (node, pid, start, now)
-        self.actuator.has_appeared(node, now)
+        self.actuator.note_appearance(node, now)
         return now - self._main[3]
 
     # -- for the status over HTTP
@@ -8759,10 +8769,10 @@ class Demo:
                 or not self.wait_for("the scheduler runs on a", 15):
             return False
         self.tell("kill -9 of the active controller, on a; the scheduler lives on")
-        scheduler = self.pid_on("a")
+        scheduler = self.pid_on("a", 5)
         self.controllers["a"].kill()
         if not self.wait_for("[b term 2] active in term 2", 20) or not self.start_again("a", 2) \
-                or self.pid_on("a") != scheduler:
+                or self.pid_on("a", 5) != scheduler:
             return False
         return self.switch_over() and self.lose_power() and self.break_airflow()
 
@@ -8867,7 +8877,7 @@ class Demo:
         self.tell("this was expected within {:g} s and did not come: {}".format(timeout_s, words))
         return False
 
-    def pid_on(self, node: str, timeout_s: float = 0) -> int:
+    def pid_on(self, node: str, timeout_s: float) -> int:
         """The process of the stand-in scheduler that lives on a node, 0 when none does."""
         end = time.monotonic() + timeout_s
         while True:
@@ -8878,7 +8888,7 @@ class Demo:
 
     def kill_scheduler(self, node: str) -> bool:
         """SIGKILL; whether there was one. (The number 0 would be the demo's own process group.)"""
-        pid = self.pid_on(node)
+        pid = self.pid_on(node, 5)
         if pid:
             os.kill(pid, signal.SIGKILL)
         else:
