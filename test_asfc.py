@@ -1681,7 +1681,8 @@ class AirflowsOwnKeys(unittest.TestCase):
         return configured("", airflow + "\n", environment).sql_alchemy_conn
 
     def test_the_database_url_is_found_by_airflows_rules(self):
-        core, database = "[core]\nsql_alchemy_conn = x://core", "[database]\nsql_alchemy_conn = x://db"
+        core = "[core]\nsql_alchemy_conn = x://core"
+        database = "[database]\nsql_alchemy_conn = x://db"
         by_core = {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": "x://env-core"}
         by_database = {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "x://env-db"}
         both = core + "\n" + database
@@ -1706,8 +1707,10 @@ class AirflowsOwnKeys(unittest.TestCase):
                 ("[core]\nhost = h\nsql_alchemy_conn = x://%(host)s", {}, "x://h"),
                 ("[core]\nsql_alchemy_conn = x://${WHERE}/$HOME/~/$NONE",
                  {"WHERE": "$DEEP", "DEEP": "h"}, "x://h//home/me/~/$NONE"),
-                ("", {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": "x://u:p%%40@$HOST", "HOST": "h"}, "x://u:p%%40@h"),
-                ("", {"AIRFLOW_HOME": "~/af", "AIRFLOW_CONFIG": CFG}, "sqlite:////home/me/af/airflow.db")):
+                ("", {"AIRFLOW__CORE__SQL_ALCHEMY_CONN": "x://u:p%%40@$HOST", "HOST": "h"},
+                 "x://u:p%%40@h"),
+                ("", {"AIRFLOW_HOME": "~/af", "AIRFLOW_CONFIG": CFG},
+                 "sqlite:////home/me/af/airflow.db")):
             with self.subTest((file, environment)):
                 self.assertEqual(self.conn(file, **environment), expected)
 
@@ -15076,7 +15079,7 @@ def ensemble_faults(every):
         yield Fault("the leader of the ensemble is {}".format(how), lose_leader(how))
     if every:   # the election among two takes ZooKeeper longer than a heartbeat may, at times
         yield Fault("the active controller is killed, the ensemble's leader before",
-                    active_controller_dies_beside_two_servers, DEAD_S, roles=(1, 2), lives=None,
+                    active_controller_dies_beside_two_servers, DEAD_S, roles=1, lives=None,
                     together=False)
     yield Fault("a follower lags that is the only server of all", follower_lags, one_server=True)
 
@@ -15760,9 +15763,10 @@ def freeze_database(bench):
     before = bench.run_asfc("history")
     bench.break_database("freeze", 60)
     bench.wait_for_calm()
-    wait_until(lambda: "the metadata service did not answer for" in bench.run_asfc("history"), 30,
-               "the database in the history")   # with the next heartbeat
-    told = bench.run_asfc("history")[len(before):]
+    told = wait_until(   # it comes with the next heartbeat
+        lambda: [text for text in [bench.run_asfc("history")[len(before):]]
+                 if "the metadata service did not answer for" in text], 30,
+        lambda: "the database in the history: " + bench.run_asfc("history"))[0]
     for one in bench.controllers.values():
         told += one.output()[bench.said(one):]
     if "hung" in told or "starting the scheduler" in told:
@@ -15797,11 +15801,12 @@ def daemon_hangs_at_birth(bench):
     is deaf to SIGTERM. That is found by its heartbeat; then a person takes the command away."""
     bench.restart_controllers(airflow_scheduler_start_command=daemon_command(pool=True))
     bench.kill_scheduler()
-    wait_until(lambda: time.sleep(0.5) or [life for life in bench.new_lives() if life.ended], 120,
-               lambda: "the end of a daemon that hangs: {}".format(bench.cluster.watch.lives))
-    told = "".join(one.output()[bench.said(one):] for one in bench.controllers.values())
-    if "ended what was left (SIGKILL)" not in told or " hung" not in told:
-        raise AssertionError("it was not found hung: " + told)
+
+    def told():
+        return "".join(one.output()[bench.said(one):] for one in bench.controllers.values())
+    wait_until(lambda: time.sleep(0.5) or re.search(
+        r"\(SIGKILL\): [1-9]", told().partition("it is hung: pid ")[2]), 150,
+        lambda: "a daemon that is found hung and ended by SIGKILL: " + told())
     bench.restart_controllers()
 
 
@@ -18193,7 +18198,7 @@ class SideBySide:
             result.errors.append((TestElsewhere("classes of tests that were not run"),
                                   "\n".join(lost)))
         if "UnderSystemd" not in names:
-            print("no systemd can be booted here: UnderSystemd was not run", file=sys.stderr)
+            print("no systemd can be booted here: nothing was run under it", file=sys.stderr)
 
     @staticmethod
     def queue(numbers):
